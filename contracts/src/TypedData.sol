@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.37;
+
+import {Assignment, JobSpec, Order, Receipt} from "./interfaces/IJobEscrow.sol";
+
+/// @title EIP-712 struct hashes of everything that is signed
+library TypedData {
+    bytes32 internal constant ORDER_TYPEHASH = keccak256(
+        "Order(address requester,address token,uint128 maxPrice,address node,address assigner,bytes32 specHash,uint64 deadline,uint32 challengeWindow,address arbiter,uint16 maxFeeBps,uint64 nonce)"
+    );
+    bytes32 internal constant JOB_SPEC_TYPEHASH = keccak256("JobSpec(string inputCID,string operation,string params)");
+    bytes32 internal constant ASSIGNMENT_TYPEHASH = keccak256("Assignment(bytes32 jobId,address node,uint64 expiry)");
+    bytes32 internal constant RECEIPT_TYPEHASH = keccak256("Receipt(bytes32 jobId,uint128 price,bytes32 resultHash)");
+
+    function hash(Order calldata order) internal pure returns (bytes32) {
+        // Every member is one static word, so the ABI encoding of the struct is its EIP-712 encoding.
+        return keccak256(abi.encode(ORDER_TYPEHASH, order));
+    }
+
+    function hash(JobSpec calldata spec) internal pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                JOB_SPEC_TYPEHASH,
+                keccak256(bytes(spec.inputCID)),
+                keccak256(bytes(spec.operation)),
+                keccak256(bytes(spec.params))
+            )
+        );
+    }
+
+    function hash(Assignment memory assignment) internal pure returns (bytes32) {
+        return keccak256(abi.encode(ASSIGNMENT_TYPEHASH, assignment));
+    }
+
+    function hash(Receipt memory receipt) internal pure returns (bytes32) {
+        return keccak256(abi.encode(RECEIPT_TYPEHASH, receipt));
+    }
+}
