@@ -1,0 +1,137 @@
+//! A private Redis server.
+
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use std::io::Write;
+use tempfile::TempDir;
+use url::Url;
+
+use crate::paths::{program, scratch_dir};
+use crate::ports::free_port;
+use crate::process::{Launch, Process};
+
+const READY_WITHIN: Duration = Duration::from_secs(20);
+const ATTEMPTS: usize = 10;
+
+/// How to start a [`Redis`]; the default is what tests want.
+#[derive(Clone, Debug, Default)]
+pub struct RedisOptions {
+    /// Where data and log lie; a directory that vanishes with the server unless given.
+    pub dir: Option<PathBuf>,
+    /// The port; any free one unless given.
+    pub port: Option<u16>,
+    /// Whether writes are kept across restarts, by an append-only file.
+    pub persistent: bool,
+    /// A password for the default user.
+    pub password: Option<String>,
+}
+
+/// A running server on 127.0.0.1. Dropping it shuts it down.
+#[derive(Debug)]
+pub struct Redis {
+    // Declared first, so that the server has ended when its directory is removed.
+    process: Process,
+    url: Url,
+    _scratch: Option<TempDir>,
+}
+
+impl Redis {
+    /// Starts a server.
+    ///
+    /// # Errors
+    /// When Redis is not installed, the port asked for is taken, or the server does not come up; with its log's tail.
+    pub async fn start(options: RedisOptions) -> anyhow::Result<Self> {
+        let scratch = if options.dir.is_none() {
+            Some(scratch_dir("redis")?)
+        } else {
+            None
+        };
+        let dir = match (&options.dir, &scratch) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(scratch)) => scratch.path().to_owned(),
+            (None, None) => anyhow::bail!("no directory for Redis"),
+        };
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let port = options.port.map_or_else(free_port, Ok)?;
+            let config = write_config(&dir, port, &options)?;
+            let launch = Launch::new(
+                "redis-server",
+                program("redis-server", "redis-server")?,
+                dir.join("redis.log"),
+            );
+            let mut process = launch.arg(config).spawn()?;
+            // Its own log says so only after it has bound the port; another server there is not mistaken for ours.
+            let ready = async |process: &mut Process| {
+                process.output().contains("Ready to accept connections")
+            };
+            match process.wait_until(READY_WITHIN, ready).await {
+                Ok(()) => {
+                    let url = url(port, options.password.as_deref())?;
+                    return Ok(Self {
+                        process,
+                        url,
+                        _scratch: scratch,
+                    });
+                }
+                Err(error) if options.port.is_some() || !process.output().contains("bind") => {
+                    return Err(error);
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("Redis was not started")))
+    }
+
+    /// `redis://…`, with the password if there is one.
+    pub fn url(&self) -> &str {
+        self.url.as_str()
+    }
+
+    /// The server's process, to kill and restart it.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+fn url(port: u16, password: Option<&str>) -> anyhow::Result<Url> {
+    let mut url = Url::parse(&format!("redis://127.0.0.1:{port}/"))?;
+    if let Some(password) = password {
+        url.set_password(Some(password))
+            .map_err(|()| anyhow::anyhow!("the password does not fit a URL"))?;
+    }
+    Ok(url)
+}
+
+/// A file rather than arguments: `ps` shows arguments to everyone.
+fn write_config(
+    dir: &std::path::Path,
+    port: u16,
+    options: &RedisOptions,
+) -> anyhow::Result<PathBuf> {
+    let path = dir.join("redis.conf");
+    let append_only = if options.persistent { "yes" } else { "no" };
+    let password = options
+        .password
+        .as_ref()
+        .map(|password| format!("requirepass \"{password}\"\n"));
+    let text = format!(
+        "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly {append_only}\ndaemonize no\n{}",
+        dir.display(),
+        password.unwrap_or_default()
+    );
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(text.as_bytes())?;
+    Ok(path)
+}
