@@ -47,44 +47,20 @@ impl Anvil {
     /// # Errors
     /// When Foundry is not installed, the port is taken, or the node does not come up; with its log's tail.
     pub async fn start(options: AnvilOptions) -> anyhow::Result<Self> {
-        let scratch = if options.log.is_none() {
-            Some(scratch_dir("anvil")?)
-        } else {
-            None
-        };
-        let log = options
-            .log
-            .clone()
-            .or_else(|| scratch.as_ref().map(|dir| dir.path().join("anvil.log")));
+        let scratch = if options.log.is_none() { Some(scratch_dir("anvil")?) } else { None };
+        let log = options.log.clone().or_else(|| scratch.as_ref().map(|dir| dir.path().join("anvil.log")));
         let mut process = launch(&options, log.context("no log file for anvil")?)?.spawn()?;
         let rpc_url = match options.port {
             Some(port) => format!("http://127.0.0.1:{port}"),
             None => {
-                process
-                    .wait_until(READY_WITHIN, async |process| {
-                        listening_on(&process.output()).is_some()
-                    })
-                    .await?;
-                format!(
-                    "http://{}",
-                    listening_on(&process.output())
-                        .context("anvil does not say where it listens")?
-                )
+                process.wait_until(READY_WITHIN, async |process| listening_on(&process.output()).is_some()).await?;
+                format!("http://{}", listening_on(&process.output()).context("anvil does not say where it listens")?)
             }
         };
         let provider = ProviderBuilder::new().connect_http(rpc_url.parse()?);
-        process
-            .wait_until(READY_WITHIN, async |_| {
-                provider.get_chain_id().await.is_ok()
-            })
-            .await?;
+        process.wait_until(READY_WITHIN, async |_| provider.get_chain_id().await.is_ok()).await?;
         let chain_id = provider.get_chain_id().await?;
-        Ok(Self {
-            process,
-            rpc_url,
-            chain_id,
-            _scratch: scratch,
-        })
+        Ok(Self { process, rpc_url, chain_id, _scratch: scratch })
     }
 
     /// `http://127.0.0.1:…`
@@ -112,12 +88,7 @@ fn launch(options: &AnvilOptions, log: PathBuf) -> anyhow::Result<Launch> {
     // Port 0: the node binds what is free and says what it got, so there is no race for it. It says so only when not
     // quiet, and then it also logs every request, which a node with a given port must not do for days.
     let mut launch = Launch::new("anvil", foundry("anvil")?, log)
-        .args([
-            "--host",
-            "127.0.0.1",
-            "--port",
-            &options.port.unwrap_or(0).to_string(),
-        ])
+        .args(["--host", "127.0.0.1", "--port", &options.port.unwrap_or(0).to_string()])
         .args(&options.args);
     if options.port.is_some() {
         launch = launch.arg("--quiet");
@@ -127,10 +98,7 @@ fn launch(options: &AnvilOptions, log: PathBuf) -> anyhow::Result<Launch> {
         launch = launch.args(["--block-time", &block_time.to_string()]);
     }
     if let Some(state) = &options.state {
-        launch = launch
-            .arg("--state")
-            .arg(state)
-            .args(["--state-interval", "10"]);
+        launch = launch.arg("--state").arg(state).args(["--state-interval", "10"]);
     }
     if let Some(chain_id) = options.chain_id {
         launch = launch.args(["--chain-id", &chain_id.to_string()]);
@@ -139,10 +107,7 @@ fn launch(options: &AnvilOptions, log: PathBuf) -> anyhow::Result<Launch> {
 }
 
 fn listening_on(output: &str) -> Option<&str> {
-    output
-        .lines()
-        .find_map(|line| line.strip_prefix("Listening on "))
-        .map(str::trim)
+    output.lines().find_map(|line| line.strip_prefix("Listening on ")).map(str::trim)
 }
 
 /// One of the well-known keys of the mnemonic `test test test test test test test test test test test junk`. Everyone
@@ -169,34 +134,14 @@ impl DevKey {
 
 /// The keys of the ten accounts that Anvil funds.
 pub const DEV_KEYS: [DevKey; 10] = [
-    DevKey(b256!(
-        "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
-    )),
-    DevKey(b256!(
-        "59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d"
-    )),
-    DevKey(b256!(
-        "5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a"
-    )),
-    DevKey(b256!(
-        "7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6"
-    )),
-    DevKey(b256!(
-        "47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a"
-    )),
-    DevKey(b256!(
-        "8b3a350cf5c34c9194ca85829a2df0ec3153be0318b5e2d3348e872092edffba"
-    )),
-    DevKey(b256!(
-        "92db14e403b83dfe3df233f83dfa3a0d7096f21ca9b0d6d6b8d88b2b4ec1564e"
-    )),
-    DevKey(b256!(
-        "4bbbf85ce3377467afe5d46f804f221813b2bb87f24d81f60f1fcdbf7cbf4356"
-    )),
-    DevKey(b256!(
-        "dbda1821b80551c9d65939329250298aa3472ba22feea921c0cf5d620ea67b97"
-    )),
-    DevKey(b256!(
-        "2a871d0798f97d79848a013d4936a73bf4cc922c825d33c1cf7073dff6d409c6"
-    )),
+    DevKey(b256!("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")),
+    DevKey(b256!("59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d")),
+    DevKey(b256!("5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a")),
+    DevKey(b256!("7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6")),
+    DevKey(b256!("47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a")),
+    DevKey(b256!("8b3a350cf5c34c9194ca85829a2df0ec3153be0318b5e2d3348e872092edffba")),
+    DevKey(b256!("92db14e403b83dfe3df233f83dfa3a0d7096f21ca9b0d6d6b8d88b2b4ec1564e")),
+    DevKey(b256!("4bbbf85ce3377467afe5d46f804f221813b2bb87f24d81f60f1fcdbf7cbf4356")),
+    DevKey(b256!("dbda1821b80551c9d65939329250298aa3472ba22feea921c0cf5d620ea67b97")),
+    DevKey(b256!("2a871d0798f97d79848a013d4936a73bf4cc922c825d33c1cf7073dff6d409c6")),
 ];

@@ -29,11 +29,7 @@ pub struct DeployParams {
 
 impl Default for DeployParams {
     fn default() -> Self {
-        Self {
-            min_stake_wei: 1_000_000_000_000_000_000,
-            unbonding_period_secs: 60,
-            thaw_period_secs: 30,
-        }
+        Self { min_stake_wei: 1_000_000_000_000_000_000, unbonding_period_secs: 60, thaw_period_secs: 30 }
     }
 }
 
@@ -98,14 +94,7 @@ impl Deployment {
     ) -> anyhow::Result<Self> {
         create_parent(manifest_path)?;
         let output = Command::new(foundry("forge")?)
-            .args([
-                "script",
-                "scripts/Deploy.s.sol",
-                "--broadcast",
-                "--slow",
-                "--rpc-url",
-                rpc_url,
-            ])
+            .args(["script", "scripts/Deploy.s.sol", "--broadcast", "--slow", "--rpc-url", rpc_url])
             .args(["--private-key", &key.secret()])
             .env("LITTORAL_DEPLOYMENT", manifest_path)
             .env("MIN_STAKE", params.min_stake_wei.to_string())
@@ -125,10 +114,7 @@ impl Deployment {
             );
         }
         let deployment = Self::load(manifest_path)?;
-        ensure!(
-            deployment.is_live(rpc_url).await?,
-            "forge reported success, but there is no code at the addresses"
-        );
+        ensure!(deployment.is_live(rpc_url).await?, "forge reported success, but there is no code at the addresses");
         Ok(deployment)
     }
 
@@ -144,29 +130,18 @@ impl Deployment {
         params: DeployParams,
     ) -> anyhow::Result<Self> {
         let wallet = EthereumWallet::from(key.signer());
-        let provider = ProviderBuilder::new()
-            .wallet(wallet)
-            .connect_http(rpc_url.parse()?)
-            .erased();
+        let provider = ProviderBuilder::new().wallet(wallet).connect_http(rpc_url.parse()?).erased();
         let deploy_block = provider.get_block_number().await?;
-        let registry_args =
-            (params.min_stake_wei, params.unbonding_period_secs).abi_encode_params();
+        let registry_args = (params.min_stake_wei, params.unbonding_period_secs).abi_encode_params();
         let registry = create(&provider, "NodeRegistry", &registry_args).await?;
-        let escrow = create(
-            &provider,
-            "JobEscrow",
-            &(registry, params.thaw_period_secs).abi_encode_params(),
-        )
-        .await?;
+        let escrow = create(&provider, "JobEscrow", &(registry, params.thaw_period_secs).abi_encode_params()).await?;
         let token = create(&provider, "TestToken", &[]).await?;
         let manifest = Manifest {
             chain_id: provider.get_chain_id().await?,
             escrow,
             registry,
             deploy_block,
-            escrow_params: EscrowParams {
-                thaw_period: params.thaw_period_secs,
-            },
+            escrow_params: EscrowParams { thaw_period: params.thaw_period_secs },
             registry_params: RegistryParams {
                 min_stake: params.min_stake_wei.to_string(),
                 unbonding_period: params.unbonding_period_secs,
@@ -176,10 +151,7 @@ impl Deployment {
         create_parent(manifest_path)?;
         fs::write(manifest_path, serde_json::to_vec_pretty(&manifest)?)
             .with_context(|| format!("writing {}", manifest_path.display()))?;
-        Ok(Self {
-            manifest,
-            path: manifest_path.to_owned(),
-        })
+        Ok(Self { manifest, path: manifest_path.to_owned() })
     }
 
     /// Reads a manifest.
@@ -187,14 +159,9 @@ impl Deployment {
     /// # Errors
     /// When there is no such file or it is not a manifest.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text =
-            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let manifest = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no manifest", path.display()))?;
-        Ok(Self {
-            manifest,
-            path: path.to_owned(),
-        })
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let manifest = serde_json::from_str(&text).with_context(|| format!("{} is no manifest", path.display()))?;
+        Ok(Self { manifest, path: path.to_owned() })
     }
 
     /// Whether the chain is the manifest's and has code at its addresses.
@@ -217,9 +184,7 @@ impl Deployment {
 
 fn create_parent(path: &Path) -> anyhow::Result<()> {
     match path.parent() {
-        Some(parent) => {
-            fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))
-        }
+        Some(parent) => fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display())),
         None => Ok(()),
     }
 }
@@ -236,14 +201,8 @@ async fn create(provider: &DynProvider, contract: &str, args: &[u8]) -> anyhow::
         .get_receipt()
         .await
         .with_context(|| format!("waiting for the deployment of {contract}"))?;
-    ensure!(
-        receipt.status(),
-        "the deployment of {contract} reverted in {}",
-        receipt.transaction_hash
-    );
-    receipt
-        .contract_address
-        .with_context(|| format!("the deployment of {contract} has no address"))
+    ensure!(receipt.status(), "the deployment of {contract} reverted in {}", receipt.transaction_hash);
+    receipt.contract_address.with_context(|| format!("the deployment of {contract} has no address"))
 }
 
 fn creation_code(contract: &str) -> anyhow::Result<Bytes> {
@@ -256,13 +215,8 @@ fn creation_code(contract: &str) -> anyhow::Result<Bytes> {
         object: Bytes,
     }
     let path = artifacts_dir().join(format!("{contract}.sol/{contract}.json"));
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "{} is missing: run `node_modules/.bin/forge build`",
-            path.display()
-        )
-    })?;
-    let artifact: Artifact =
-        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("{} is missing: run `node_modules/.bin/forge build`", path.display()))?;
+    let artifact: Artifact = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     Ok(artifact.bytecode.object)
 }

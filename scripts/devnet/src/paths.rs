@@ -14,11 +14,7 @@ use tempfile::TempDir;
 pub fn root() -> PathBuf {
     match std::env::var_os("LITTORAL_ROOT") {
         Some(root) => PathBuf::from(root),
-        None => Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .nth(2)
-            .unwrap_or(Path::new("."))
-            .to_owned(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned(),
     }
 }
 
@@ -40,25 +36,11 @@ pub fn artifacts_dir() -> PathBuf {
 /// # Errors
 /// When `npm ci` has not run, or the platform has no build.
 pub fn foundry(tool: &str) -> anyhow::Result<PathBuf> {
-    let os = if cfg!(target_os = "macos") {
-        "darwin"
-    } else {
-        "linux"
-    };
-    let arch = if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
-    };
-    let path = root().join(format!(
-        "node_modules/@foundry-rs/{tool}-{os}-{arch}/bin/{tool}"
-    ));
+    let os = if cfg!(target_os = "macos") { "darwin" } else { "linux" };
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let path = root().join(format!("node_modules/@foundry-rs/{tool}-{os}-{arch}/bin/{tool}"));
     if !path.is_file() {
-        bail!(
-            "{} is missing: run `npm ci --ignore-scripts` in {}",
-            path.display(),
-            root().display()
-        );
+        bail!("{} is missing: run `npm ci --ignore-scripts` in {}", path.display(), root().display());
     }
     Ok(path)
 }
@@ -72,12 +54,7 @@ pub fn program(name: &str, package: &str) -> anyhow::Result<PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| {
-            Some((
-                entry.file_name().to_str()?.parse().ok()?,
-                entry.path().join("bin"),
-            ))
-        })
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
         .collect();
     versioned.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -116,9 +93,7 @@ pub fn scratch_dir(prefix: &str) -> anyhow::Result<TempDir> {
 /// Removes the scratch directories whose process is gone. Best effort: another process may be sweeping too.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if owner(&entry.file_name())
-            .is_some_and(|pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
-        {
+        if owner(&entry.file_name()).is_some_and(|pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH)) {
             remove_tree(&entry.path());
         }
     }
@@ -153,9 +128,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_names_its_package() {
-        let error = program("no-such-program-anywhere", "some-package")
-            .unwrap_err()
-            .to_string();
+        let error = program("no-such-program-anywhere", "some-package").unwrap_err().to_string();
         assert!(error.contains("some-package"), "{error}");
     }
 

@@ -23,11 +23,7 @@ pub fn free_port() -> anyhow::Result<u16> {
             return Ok(port);
         }
     }
-    bail!(
-        "no free port on 127.0.0.1 between {} and {}",
-        RANGE.start,
-        RANGE.end
-    )
+    bail!("no free port on 127.0.0.1 between {} and {}", RANGE.start, RANGE.end)
 }
 
 /// Whether a server could bind `port` on 127.0.0.1 now.
@@ -40,11 +36,7 @@ pub fn is_free(port: u16) -> bool {
 /// # Errors
 /// As [`free_port`].
 pub fn free_port_or(preferred: u16) -> anyhow::Result<u16> {
-    if is_free(preferred) {
-        Ok(preferred)
-    } else {
-        free_port()
-    }
+    if is_free(preferred) { Ok(preferred) } else { free_port() }
 }
 
 #[cfg(test)]

@@ -2,9 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{
-    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink,
-};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -81,11 +79,7 @@ impl Postgres {
             let ready = async |process: &mut Process| is_ready(&pid_file, process.pid());
             match process.wait_until(READY_WITHIN, ready).await {
                 Ok(()) => {
-                    return Ok(Self {
-                        process,
-                        url: cluster.url(chosen)?,
-                        scratch: None,
-                    });
+                    return Ok(Self { process, url: cluster.url(chosen)?, scratch: None });
                 }
                 Err(error) if port.is_some() || !process.output().contains("could not bind") => {
                     return Err(error);
@@ -144,40 +138,23 @@ impl Cluster {
     fn open(dir: &Path, durable: bool) -> anyhow::Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let dir = dir.canonicalize()?;
-        let user = if geteuid().is_root() {
-            Some(postgres_user()?)
-        } else {
-            None
-        };
+        let user = if geteuid().is_root() { Some(postgres_user()?) } else { None };
         let password_file = dir.join("password");
         let data = data_dir(&dir, user)?;
         let log = dir.join("postgres.log");
         if data.join("PG_VERSION").is_file() && password_file.is_file() {
             let password = fs::read_to_string(&password_file)?;
-            return Ok(Self {
-                data,
-                log,
-                password,
-                user,
-            });
+            return Ok(Self { data, log, password, user });
         }
         let password = hex::encode(rand::rng().random::<[u8; 16]>());
-        let cluster = Self {
-            data,
-            log,
-            password,
-            user,
-        };
+        let cluster = Self { data, log, password, user };
         cluster.initialise(durable)?;
         write_private(&password_file, &cluster.password)?;
         Ok(cluster)
     }
 
     fn initialise(&self, durable: bool) -> anyhow::Result<()> {
-        let home = self
-            .data
-            .parent()
-            .context("the data directory has no parent")?;
+        let home = self.data.parent().context("the data directory has no parent")?;
         let password_file = home.join("initdb-password");
         write_private(&password_file, &self.password)?;
         if let Some(user) = self.user {
@@ -186,12 +163,7 @@ impl Cluster {
         let mut launch = Launch::new("initdb", program("initdb", PACKAGE)?, &self.log)
             .arg("--pgdata")
             .arg(&self.data)
-            .args([
-                "--username=postgres",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--no-locale",
-            ])
+            .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--no-locale"])
             .arg(format!("--pwfile={}", password_file.display()))
             .current_dir(home)
             .run_as(self.user);
@@ -217,36 +189,17 @@ impl Cluster {
         let launch = Launch::new("postgres", program("postgres", PACKAGE)?, &self.log)
             .arg("-D")
             .arg(&self.data)
-            .args([
-                "-p",
-                &port.to_string(),
-                "-h",
-                "127.0.0.1",
-                "-c",
-                "unix_socket_directories=",
-            ])
+            .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-c", "unix_socket_directories="])
             .args(["-c", "max_connections=500", "-c", "timezone=UTC"])
             .current_dir(&self.data)
             .stop_with(Signal::INT)
             .run_as(self.user);
-        let hurried = [
-            "fsync=off",
-            "synchronous_commit=off",
-            "full_page_writes=off",
-            "autovacuum_naptime=5min",
-        ];
-        Ok(if durable {
-            launch
-        } else {
-            launch.args(hurried.iter().flat_map(|setting| ["-c", setting]))
-        })
+        let hurried = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum_naptime=5min"];
+        Ok(if durable { launch } else { launch.args(hurried.iter().flat_map(|setting| ["-c", setting])) })
     }
 
     fn url(&self, port: u16) -> anyhow::Result<Url> {
-        Ok(Url::parse(&format!(
-            "postgres://postgres:{}@127.0.0.1:{port}/postgres",
-            self.password
-        ))?)
+        Ok(Url::parse(&format!("postgres://postgres:{}@127.0.0.1:{port}/postgres", self.password))?)
     }
 }
 
@@ -258,34 +211,25 @@ fn postgres_user() -> anyhow::Result<User> {
         .map(|line| line.split(':').collect::<Vec<_>>())
         .find(|fields| fields.first() == Some(&"postgres"))
         .and_then(|fields| Some(User { uid: fields.get(2)?.parse().ok()?, gid: fields.get(3)?.parse().ok()? }))
-        .context("root cannot run PostgreSQL, and there is no user `postgres` to run it as (Debian package: postgresql)")
+        .context(
+            "root cannot run PostgreSQL, and there is no user `postgres` to run it as (Debian package: postgresql)",
+        )
 }
 
 /// `data` under `dir`, created for `user`, elsewhere when that user may not enter `dir`.
 fn data_dir(dir: &Path, user: Option<User>) -> anyhow::Result<PathBuf> {
     let data = dir.join("data");
     let Some(user) = user else {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&data)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&data)?;
         return Ok(data);
     };
-    let home = if may_enter(dir, user) {
-        dir.to_owned()
-    } else {
-        elsewhere(dir)?
-    };
+    let home = if may_enter(dir, user) { dir.to_owned() } else { elsewhere(dir)? };
     let real = home.join("data");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&real)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&real)?;
     chown(&real, Some(user.uid), Some(user.gid))?;
     if home != dir && fs::read_link(&data).ok().as_ref() != Some(&real) {
         fs::remove_file(&data).ok();
-        symlink(&real, &data)
-            .with_context(|| format!("linking {} to {}", data.display(), real.display()))?;
+        symlink(&real, &data).with_context(|| format!("linking {} to {}", data.display(), real.display()))?;
     }
     Ok(real)
 }
@@ -308,10 +252,7 @@ fn may_enter(dir: &Path, user: User) -> bool {
 fn elsewhere(dir: &Path) -> anyhow::Result<PathBuf> {
     let hash = alloy::primitives::keccak256(dir.as_os_str().as_encoded_bytes());
     let home = Path::new("/var/tmp").join(format!("littoral-{}", hex::encode(&hash[..8])));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&home)?;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(&home)?;
     let meta = fs::symlink_metadata(&home)?;
     if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
         bail!("{} exists and is not ours: remove it", home.display());
@@ -360,10 +301,7 @@ impl Drop for TestDatabase {
     fn drop(&mut self) {
         // Best effort: the server is disposable too. `--force` ends the connections of a pool that is still open.
         if let Ok(mut command) = client("dropdb", &self.server) {
-            command
-                .args(["--if-exists", "--force", &self.name])
-                .status()
-                .ok();
+            command.args(["--if-exists", "--force", &self.name]).status().ok();
         }
     }
 }
@@ -373,10 +311,7 @@ async fn create_database(server: &Url, name: &str) -> anyhow::Result<Url> {
     command.arg(name).stderr(Stdio::piped());
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     if !output.status.success() {
-        bail!(
-            "createdb {name} failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("createdb {name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let mut url = server.clone();
     url.set_path(name);

@@ -38,11 +38,7 @@ pub struct Launch {
 
 impl Launch {
     /// Starts `program`, called `name` in messages, with its output appended to the file `log`.
-    pub fn new(
-        name: impl Into<String>,
-        program: impl Into<PathBuf>,
-        log: impl Into<PathBuf>,
-    ) -> Self {
+    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
         Self {
             name: name.into(),
             program: program.into(),
@@ -65,16 +61,14 @@ impl Launch {
     /// Adds arguments.
     #[must_use]
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env
-            .push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -107,22 +101,14 @@ impl Launch {
             let mut command = Command::new(setpriv);
             command.arg("--pdeathsig").arg(signal_name(self.stop));
             if let Some(user) = self.user {
-                command
-                    .args([
-                        format!("--reuid={}", user.uid),
-                        format!("--regid={}", user.gid),
-                    ])
-                    .arg("--clear-groups");
+                command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.gid)]).arg("--clear-groups");
             }
             command.arg("--").arg(&self.program);
             command
         } else {
             Command::new(&self.program)
         };
-        command
-            .args(&self.args)
-            .envs(self.env.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::null());
+        command.args(&self.args).envs(self.env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
@@ -137,16 +123,10 @@ impl Launch {
         let log = open_log(&self.log)?;
         let log_start = log.metadata().map_or(0, |meta| meta.len());
         let mut command = self.command();
-        command
-            .stdout(log.try_clone().context("sharing the log file")?)
-            .stderr(log);
+        command.stdout(log.try_clone().context("sharing the log file")?).stderr(log);
         let child = spawn_from_lasting_thread(command)
             .with_context(|| format!("starting {} ({})", self.name, self.program.display()))?;
-        Ok(Process {
-            launch: self,
-            child,
-            log_start,
-        })
+        Ok(Process { launch: self, child, log_start })
     }
 }
 
@@ -154,11 +134,7 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     }
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(|| format!("opening {}", path.display()))
+    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("opening {}", path.display()))
 }
 
 fn signal_name(signal: Signal) -> &'static str {
@@ -230,9 +206,7 @@ impl Process {
     /// What it has written since it was started.
     pub fn output(&self) -> String {
         let bytes = fs::read(&self.launch.log).unwrap_or_default();
-        let start = usize::try_from(self.log_start)
-            .unwrap_or(0)
-            .min(bytes.len());
+        let start = usize::try_from(self.log_start).unwrap_or(0).min(bytes.len());
         String::from_utf8_lossy(&bytes[start..]).into_owned()
     }
 
@@ -258,11 +232,7 @@ impl Process {
                 return Ok(());
             }
             if let Some(status) = self.exit_status() {
-                bail!(
-                    "{} ended ({status}) before it was ready; its log says:\n{}",
-                    self.name(),
-                    self.log_tail()
-                );
+                bail!("{} ended ({status}) before it was ready; its log says:\n{}", self.name(), self.log_tail());
             }
             if started.elapsed() > within {
                 bail!(
@@ -290,10 +260,7 @@ impl Process {
         if !self.is_running() {
             bail!("{} is not running", self.name());
         }
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("process id out of range")?;
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("process id out of range")?;
         kill_process(pid, signal).with_context(|| format!("sending a signal to {}", self.name()))
     }
 
@@ -337,23 +304,14 @@ mod tests {
     use super::*;
 
     fn shell(dir: &Path, script: &str) -> Process {
-        Launch::new("shell", "/bin/sh", dir.join("log"))
-            .args(["-c", script])
-            .spawn()
-            .unwrap()
+        Launch::new("shell", "/bin/sh", dir.join("log")).args(["-c", script]).spawn().unwrap()
     }
 
     #[tokio::test]
     async fn waits_for_readiness_and_stops_by_signal() {
         let dir = tempfile::tempdir().unwrap();
-        let mut process = shell(
-            dir.path(),
-            "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done",
-        );
-        process
-            .wait_until(Duration::from_secs(10), async |p| p.output().contains("up"))
-            .await
-            .unwrap();
+        let mut process = shell(dir.path(), "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done");
+        process.wait_until(Duration::from_secs(10), async |p| p.output().contains("up")).await.unwrap();
         assert!(process.stop(), "it ends by itself when asked");
         assert!(process.output().contains("bye"));
     }
@@ -362,40 +320,20 @@ mod tests {
     async fn an_early_end_is_reported_with_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell(dir.path(), "echo no such luck >&2; exit 3");
-        let error = process
-            .wait_until(Duration::from_secs(10), async |_| false)
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("no such luck") && error.contains('3'),
-            "{error}"
-        );
+        let error = process.wait_until(Duration::from_secs(10), async |_| false).await.unwrap_err().to_string();
+        assert!(error.contains("no such luck") && error.contains('3'), "{error}");
     }
 
     #[tokio::test]
     async fn a_killed_process_restarts_with_the_same_arguments() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell(dir.path(), "echo started; sleep 100");
-        process
-            .wait_until(Duration::from_secs(10), async |p| {
-                p.output().contains("started")
-            })
-            .await
-            .unwrap();
+        process.wait_until(Duration::from_secs(10), async |p| p.output().contains("started")).await.unwrap();
         let first = process.pid();
-        assert!(
-            process.restart().is_err(),
-            "a running process is not started twice"
-        );
+        assert!(process.restart().is_err(), "a running process is not started twice");
         process.kill();
         process.restart().unwrap();
-        process
-            .wait_until(Duration::from_secs(10), async |p| {
-                p.output().contains("started")
-            })
-            .await
-            .unwrap();
+        process.wait_until(Duration::from_secs(10), async |p| p.output().contains("started")).await.unwrap();
         assert_ne!(process.pid(), first);
         assert!(process.is_running());
     }
@@ -404,9 +342,7 @@ mod tests {
     fn a_process_outlives_the_thread_that_started_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
-        let mut process = std::thread::spawn(move || shell(&path, "sleep 100"))
-            .join()
-            .unwrap();
+        let mut process = std::thread::spawn(move || shell(&path, "sleep 100")).join().unwrap();
         std::thread::sleep(Duration::from_millis(200));
         assert!(process.is_running());
     }

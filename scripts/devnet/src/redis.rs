@@ -45,11 +45,7 @@ impl Redis {
     /// # Errors
     /// When Redis is not installed, the port asked for is taken, or the server does not come up; with its log's tail.
     pub async fn start(options: RedisOptions) -> anyhow::Result<Self> {
-        let scratch = if options.dir.is_none() {
-            Some(scratch_dir("redis")?)
-        } else {
-            None
-        };
+        let scratch = if options.dir.is_none() { Some(scratch_dir("redis")?) } else { None };
         let dir = match (&options.dir, &scratch) {
             (Some(dir), _) => dir.clone(),
             (None, Some(scratch)) => scratch.path().to_owned(),
@@ -60,24 +56,14 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let port = options.port.map_or_else(free_port, Ok)?;
             let config = write_config(&dir, port, &options)?;
-            let launch = Launch::new(
-                "redis-server",
-                program("redis-server", "redis-server")?,
-                dir.join("redis.log"),
-            );
+            let launch = Launch::new("redis-server", program("redis-server", "redis-server")?, dir.join("redis.log"));
             let mut process = launch.arg(config).spawn()?;
             // Its own log says so only after it has bound the port; another server there is not mistaken for ours.
-            let ready = async |process: &mut Process| {
-                process.output().contains("Ready to accept connections")
-            };
+            let ready = async |process: &mut Process| process.output().contains("Ready to accept connections");
             match process.wait_until(READY_WITHIN, ready).await {
                 Ok(()) => {
                     let url = url(port, options.password.as_deref())?;
-                    return Ok(Self {
-                        process,
-                        url,
-                        _scratch: scratch,
-                    });
+                    return Ok(Self { process, url, _scratch: scratch });
                 }
                 Err(error) if options.port.is_some() || !process.output().contains("bind") => {
                     return Err(error);
@@ -102,24 +88,16 @@ impl Redis {
 fn url(port: u16, password: Option<&str>) -> anyhow::Result<Url> {
     let mut url = Url::parse(&format!("redis://127.0.0.1:{port}/"))?;
     if let Some(password) = password {
-        url.set_password(Some(password))
-            .map_err(|()| anyhow::anyhow!("the password does not fit a URL"))?;
+        url.set_password(Some(password)).map_err(|()| anyhow::anyhow!("the password does not fit a URL"))?;
     }
     Ok(url)
 }
 
 /// A file rather than arguments: `ps` shows arguments to everyone.
-fn write_config(
-    dir: &std::path::Path,
-    port: u16,
-    options: &RedisOptions,
-) -> anyhow::Result<PathBuf> {
+fn write_config(dir: &std::path::Path, port: u16, options: &RedisOptions) -> anyhow::Result<PathBuf> {
     let path = dir.join("redis.conf");
     let append_only = if options.persistent { "yes" } else { "no" };
-    let password = options
-        .password
-        .as_ref()
-        .map(|password| format!("requirepass \"{password}\"\n"));
+    let password = options.password.as_ref().map(|password| format!("requirepass \"{password}\"\n"));
     let text = format!(
         "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly {append_only}\ndaemonize no\n{}",
         dir.display(),

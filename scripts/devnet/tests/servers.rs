@@ -1,13 +1,13 @@
 //! The servers themselves: they come up, are private, and are gone afterwards.
 
+// Clippy excuses test functions only, not the helpers beside them.
+#![allow(clippy::unwrap_used)]
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use alloy::providers::{Provider, ProviderBuilder};
-use devnet::{
-    Anvil, AnvilOptions, DEV_KEYS, DeployParams, Deployment, Postgres, Redis, RedisOptions,
-    TestDatabase,
-};
+use devnet::{Anvil, AnvilOptions, DEV_KEYS, DeployParams, Deployment, Postgres, Redis, RedisOptions, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -20,27 +20,14 @@ async fn psql(url: &str, statement: &str) -> Result<String, String> {
         .await
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() {
-        Ok(text(&output.stdout))
-    } else {
-        Err(text(&output.stderr))
-    }
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// Sends one inline command over a bare connection; the whole answer, if it comes in one piece.
 async fn redis_says(url: &str, commands: &str) -> String {
-    let address = url
-        .trim_start_matches("redis://")
-        .rsplit('@')
-        .next()
-        .unwrap()
-        .trim_end_matches('/')
-        .to_owned();
+    let address = url.trim_start_matches("redis://").rsplit('@').next().unwrap().trim_end_matches('/').to_owned();
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream
-        .write_all(format!("{commands}\r\nQUIT\r\n").as_bytes())
-        .await
-        .unwrap();
+    stream.write_all(format!("{commands}\r\nQUIT\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
@@ -52,24 +39,13 @@ async fn postgres_keeps_its_data_across_restarts_and_wants_its_password() {
     let first = Postgres::start(dir.path(), None).await.unwrap();
     let url = first.create_database("kept").await.unwrap();
     psql(url.as_str(), "create table t (x int)").await.unwrap();
-    psql(url.as_str(), "insert into t values (42)")
-        .await
-        .unwrap();
-    assert!(
-        first.create_database("kept").await.is_err(),
-        "a database is created once"
-    );
+    psql(url.as_str(), "insert into t values (42)").await.unwrap();
+    assert!(first.create_database("kept").await.is_err(), "a database is created once");
     let mut without = url.clone();
     without.set_password(None).unwrap();
-    assert!(
-        psql(without.as_str(), "select 1").await.is_err(),
-        "no entry without the password"
-    );
+    assert!(psql(without.as_str(), "select 1").await.is_err(), "no entry without the password");
     drop(first);
-    assert!(
-        psql(url.as_str(), "select 1").await.is_err(),
-        "dropping it shuts it down"
-    );
+    assert!(psql(url.as_str(), "select 1").await.is_err(), "dropping it shuts it down");
 
     let second = Postgres::start(dir.path(), None).await.unwrap();
     let mut url = second.url().clone();
@@ -85,14 +61,8 @@ async fn postgres_recovers_from_a_kill_and_refuses_a_port_in_use() {
     drop(killed);
     let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let taken = holder.local_addr().unwrap().port();
-    let error = Postgres::start(dir.path(), Some(taken))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("could not bind"),
-        "the log's tail is in the message: {error}"
-    );
+    let error = Postgres::start(dir.path(), Some(taken)).await.unwrap_err().to_string();
+    assert!(error.contains("could not bind"), "the log's tail is in the message: {error}");
     let again = Postgres::start(dir.path(), None).await.unwrap();
     assert_eq!(psql(again.url().as_str(), "select 1").await.unwrap(), "1");
 }
@@ -100,126 +70,65 @@ async fn postgres_recovers_from_a_kill_and_refuses_a_port_in_use() {
 #[tokio::test]
 async fn test_databases_are_separate_and_dropped() {
     let (one, two) = tokio::try_join!(TestDatabase::create(), TestDatabase::create()).unwrap();
-    psql(one.url(), "create table only_here (x int)")
-        .await
-        .unwrap();
+    psql(one.url(), "create table only_here (x int)").await.unwrap();
     assert!(psql(two.url(), "select * from only_here").await.is_err());
     let gone = one.url().to_owned();
     drop(one);
-    assert!(
-        psql(&gone, "select 1")
-            .await
-            .unwrap_err()
-            .contains("does not exist")
-    );
+    assert!(psql(&gone, "select 1").await.unwrap_err().contains("does not exist"));
     assert_eq!(psql(two.url(), "select 1").await.unwrap(), "1");
 }
 
 #[tokio::test]
 async fn redis_servers_are_private_and_password_protected_when_asked() {
     let open = Redis::start(RedisOptions::default()).await.unwrap();
-    let options = RedisOptions {
-        password: Some("s3cret".to_owned()),
-        ..RedisOptions::default()
-    };
+    let options = RedisOptions { password: Some("s3cret".to_owned()), ..RedisOptions::default() };
     let closed = Redis::start(options).await.unwrap();
     assert_ne!(open.url(), closed.url());
-    assert!(
-        redis_says(open.url(), "SET k 1\r\nGET k")
-            .await
-            .contains("$1\r\n1")
-    );
+    assert!(redis_says(open.url(), "SET k 1\r\nGET k").await.contains("$1\r\n1"));
     assert!(redis_says(closed.url(), "GET k").await.contains("NOAUTH"));
-    assert!(
-        redis_says(closed.url(), "AUTH s3cret\r\nGET k")
-            .await
-            .contains("$-1"),
-        "the other's key is not here"
-    );
+    assert!(redis_says(closed.url(), "AUTH s3cret\r\nGET k").await.contains("$-1"), "the other's key is not here");
 }
 
 #[tokio::test]
 async fn a_persistent_redis_keeps_its_keys_and_refuses_a_port_in_use() {
     let dir = devnet::paths::scratch_dir("redis-kept").unwrap();
-    let options = RedisOptions {
-        dir: Some(dir.path().to_owned()),
-        persistent: true,
-        ..RedisOptions::default()
-    };
+    let options = RedisOptions { dir: Some(dir.path().to_owned()), persistent: true, ..RedisOptions::default() };
     let first = Redis::start(options.clone()).await.unwrap();
-    assert!(
-        redis_says(first.url(), "SET kept yes")
-            .await
-            .contains("+OK")
-    );
+    assert!(redis_says(first.url(), "SET kept yes").await.contains("+OK"));
     drop(first);
     let second = Redis::start(options.clone()).await.unwrap();
     assert!(redis_says(second.url(), "GET kept").await.contains("yes"));
 
     let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let taken = holder.local_addr().unwrap().port();
-    let error = Redis::start(RedisOptions {
-        port: Some(taken),
-        ..RedisOptions::default()
-    })
-    .await
-    .unwrap_err();
+    let error = Redis::start(RedisOptions { port: Some(taken), ..RedisOptions::default() }).await.unwrap_err();
     assert!(error.to_string().contains("ended"), "{error}");
 }
 
 #[tokio::test]
 async fn anvil_funds_the_development_keys_and_keeps_its_state_when_asked() {
     let dir = devnet::paths::scratch_dir("anvil-kept").unwrap();
-    let options = AnvilOptions {
-        state: Some(dir.path().join("chain.json")),
-        ..AnvilOptions::default()
-    };
+    let options = AnvilOptions { state: Some(dir.path().join("chain.json")), ..AnvilOptions::default() };
     let first = Anvil::start(options.clone()).await.unwrap();
     assert_eq!(first.chain_id(), 31337);
     let manifest = dir.path().join("manifest.json");
-    let deployment = Deployment::deploy_fast(
-        first.rpc_url(),
-        DEV_KEYS[0],
-        &manifest,
-        DeployParams::default(),
-    )
-    .await
-    .unwrap();
+    let deployment =
+        Deployment::deploy_fast(first.rpc_url(), DEV_KEYS[0], &manifest, DeployParams::default()).await.unwrap();
     let provider = ProviderBuilder::new().connect_http(first.rpc_url().parse().unwrap());
     for key in first.keys() {
-        assert!(
-            !provider.get_balance(key.address()).await.unwrap().is_zero(),
-            "{} is funded",
-            key.address()
-        );
+        assert!(!provider.get_balance(key.address()).await.unwrap().is_zero(), "{} is funded", key.address());
     }
     drop(first);
     let second = Anvil::start(options).await.unwrap();
-    assert!(
-        deployment.is_live(second.rpc_url()).await.unwrap(),
-        "the contracts are still there"
-    );
-    let fresh = Anvil::start(AnvilOptions {
-        chain_id: Some(1234),
-        ..AnvilOptions::default()
-    })
-    .await
-    .unwrap();
+    assert!(deployment.is_live(second.rpc_url()).await.unwrap(), "the contracts are still there");
+    let fresh = Anvil::start(AnvilOptions { chain_id: Some(1234), ..AnvilOptions::default() }).await.unwrap();
     assert_eq!(fresh.chain_id(), 1234);
-    assert!(
-        !deployment.is_live(fresh.rpc_url()).await.unwrap(),
-        "another chain is not mistaken for it"
-    );
+    assert!(!deployment.is_live(fresh.rpc_url()).await.unwrap(), "another chain is not mistaken for it");
 }
 
 #[tokio::test]
 async fn anvil_mines_at_the_pace_asked_for() {
-    let anvil = Anvil::start(AnvilOptions {
-        block_time: Some(0.1),
-        ..AnvilOptions::default()
-    })
-    .await
-    .unwrap();
+    let anvil = Anvil::start(AnvilOptions { block_time: Some(0.1), ..AnvilOptions::default() }).await.unwrap();
     let provider = ProviderBuilder::new().connect_http(anvil.rpc_url().parse().unwrap());
     let before = provider.get_block_number().await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
@@ -232,39 +141,18 @@ async fn the_deploy_script_and_the_fast_path_agree() {
     let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
     let other = Anvil::start(AnvilOptions::default()).await.unwrap();
     let dir = devnet::paths::scratch_dir("deploy").unwrap();
-    let params = DeployParams {
-        min_stake_wei: 7,
-        unbonding_period_secs: 11,
-        thaw_period_secs: 13,
-    };
-    let (slow, fast) = (
-        dir.path().join("by-script/manifest.json"),
-        dir.path().join("fast.json"),
-    );
-    let scripted = Deployment::deploy(anvil.rpc_url(), DEV_KEYS[0], &slow, params)
-        .await
-        .unwrap();
-    let fast = Deployment::deploy_fast(other.rpc_url(), DEV_KEYS[0], &fast, params)
-        .await
-        .unwrap();
+    let params = DeployParams { min_stake_wei: 7, unbonding_period_secs: 11, thaw_period_secs: 13 };
+    let (slow, fast) = (dir.path().join("by-script/manifest.json"), dir.path().join("fast.json"));
+    let scripted = Deployment::deploy(anvil.rpc_url(), DEV_KEYS[0], &slow, params).await.unwrap();
+    let fast = Deployment::deploy_fast(other.rpc_url(), DEV_KEYS[0], &fast, params).await.unwrap();
     // The same key at the same nonces: the same addresses.
     assert_eq!(scripted.manifest, fast.manifest);
     assert_eq!(fast.manifest.registry_params.min_stake, "7");
-    assert_eq!(
-        Deployment::load(&fast.path).unwrap().manifest,
-        fast.manifest
-    );
+    assert_eq!(Deployment::load(&fast.path).unwrap().manifest, fast.manifest);
     assert!(scripted.is_live(anvil.rpc_url()).await.unwrap());
     let here = ProviderBuilder::new().connect_http(anvil.rpc_url().parse().unwrap());
     let there = ProviderBuilder::new().connect_http(other.rpc_url().parse().unwrap());
-    for address in [
-        scripted.manifest.escrow,
-        scripted.manifest.registry,
-        scripted.manifest.tokens["TEST"],
-    ] {
-        assert_eq!(
-            here.get_code_at(address).await.unwrap(),
-            there.get_code_at(address).await.unwrap()
-        );
+    for address in [scripted.manifest.escrow, scripted.manifest.registry, scripted.manifest.tokens["TEST"]] {
+        assert_eq!(here.get_code_at(address).await.unwrap(), there.get_code_at(address).await.unwrap());
     }
 }
