@@ -1,0 +1,113 @@
+-- What the API decides. Writer of every table here: `littoral-api serve`, any instance.
+
+-- Addresses that signed in; the token itself is never stored.
+create table session (
+    token_hash bytes32 primary key,              -- SHA2-256 of the bearer token
+    user_id    text not null,                    -- names the Redis hash session:{userId}
+    wallet     address not null,
+    created_at timestamptz not null,
+    expires_at timestamptz not null
+);
+create index session_expiry on session (expires_at);
+
+-- Nonces handed out for sign-in; a row goes when it is used, so that each works once.
+create table signin_nonce (
+    nonce      text primary key,
+    expires_at timestamptz not null
+);
+
+-- Content that the object store holds.
+create table blob (
+    cid        text primary key,
+    size_bytes bigint not null check (size_bytes >= 0),
+    created_by address not null,
+    created_at timestamptz not null
+);
+
+-- Orders announced to the API before they are on the chain.
+create table job_submission (
+    job_id     bytes32 primary key,
+    requester  address not null,
+    order_json jsonb not null,                   -- the order as it will be opened
+    spec_json  jsonb not null,
+    priority   integer not null check (priority between 0 and 1000),
+    created_at timestamptz not null
+);
+create index job_submission_requester on job_submission (requester, created_at);
+
+-- Where the work on a job stands. Absent means: never claimed. Legal transitions: market::job.
+create table job_work (
+    job_id           bytes32 primary key,
+    state            text not null check (state in ('queued', 'leased', 'completed', 'failed')),
+    fence            bigint not null check (fence >= 0),      -- grows with every lease; a stale one is refused
+    attempts         integer not null check (attempts >= 0),  -- leases that ended without completion
+    node             address,                    -- holder of the lease, or who completed
+    leased_at        timestamptz,
+    lease_expires_at timestamptz,
+    not_before       timestamptz,                -- when a failed attempt may be tried again
+    last_error       text,
+    updated_at       timestamptz not null,
+    check ((state = 'leased') = (lease_expires_at is not null)),
+    check (state <> 'leased' or (node is not null and leased_at is not null)),
+    check (state <> 'completed' or node is not null)
+);
+create index job_work_leases on job_work (lease_expires_at) where state = 'leased';
+create index job_work_node on job_work (node) where state = 'leased';
+
+-- Every lease there ever was.
+create table job_attempt (
+    job_id    bytes32 not null,
+    fence     bigint not null,
+    node      address not null,
+    leased_at timestamptz not null,
+    ended_at  timestamptz,
+    outcome   text check (outcome in ('completed', 'failed', 'expired', 'released')),
+    error     text,
+    primary key (job_id, fence)
+);
+create index job_attempt_node on job_attempt (node, leased_at);
+
+-- The result of a job, with all signatures that its settlement needs.
+create table job_completion (
+    job_id               bytes32 primary key,
+    fence                bigint not null,
+    node                 address not null,
+    output_cid           text not null,
+    result_hash          bytes32 not null,       -- digest inside output_cid, as the receipt has it
+    price                amount not null,
+    receipt_signature    bytea not null,
+    assignment_expiry    bigint not null,        -- unix seconds; zero where the order names its node
+    assignment_signature bytea not null,         -- empty where the order names its node
+    started_at           timestamptz not null,
+    completed_at         timestamptz not null
+);
+create index job_completion_node on job_completion (node, completed_at);
+
+-- Money that a completed job owes its node; written in the transaction that completes the job.
+create table payment_due (
+    job_id     bytes32 primary key references job_completion (job_id),
+    node       address not null,
+    token      address not null,
+    amount     amount not null,
+    created_at timestamptz not null
+);
+create index payment_due_node on payment_due (node, created_at);
+
+-- What a node said of itself when it registered with the API, and when it last spoke.
+create table node_profile (
+    node                address primary key,
+    public_key          bytea not null,
+    max_concurrent_jobs integer not null check (max_concurrent_jobs > 0),
+    operations          text[] not null,
+    registered_at       timestamptz not null,
+    last_heartbeat_at   timestamptz not null
+);
+
+-- As chain_outbox, for changes that the API made.
+create table work_outbox (
+    seq        bigserial primary key,
+    entity     text not null check (entity in ('job', 'node')),
+    key        bytea not null,
+    event      text not null,
+    created_at timestamptz not null
+);

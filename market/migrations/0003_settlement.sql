@@ -1,0 +1,43 @@
+-- How payments reach the chain. Writer of every table here: `littoral-api settle`, the leader.
+
+-- One transaction of the settler, whichever signed form of it gets mined. A nonce is taken once and for all.
+create table settlement_batch (
+    id         bigserial primary key,
+    kind       text not null check (kind in ('submit', 'finalize')),
+    sender     address not null,
+    nonce      bigint not null check (nonce >= 0),
+    state      text not null check (state in ('pending', 'mined', 'reverted')),
+    epoch      bigint not null,                  -- of the leader that planned it
+    created_at timestamptz not null,
+    ended_at   timestamptz,
+    unique (sender, nonce)
+);
+create index settlement_batch_pending on settlement_batch (nonce) where state = 'pending';
+
+create table settlement_item (
+    batch_id bigint not null references settlement_batch (id),
+    job_id   bytes32 not null,
+    position integer not null,
+    primary key (batch_id, job_id),
+    unique (batch_id, position)
+);
+create index settlement_item_job on settlement_item (job_id);
+
+-- Signed bytes, stored and committed before they are first sent. Append-only.
+create table settlement_attempt (
+    tx_hash                  bytes32 primary key,
+    batch_id                 bigint not null references settlement_batch (id),
+    raw_tx                   bytea not null,
+    gas_limit                bigint not null,
+    max_fee_per_gas          numeric(39, 0) not null,   -- wei
+    max_priority_fee_per_gas numeric(39, 0) not null,   -- wei
+    created_at               timestamptz not null
+);
+create index settlement_attempt_batch on settlement_attempt (batch_id, created_at);
+
+-- Jobs that the contract skipped for a reason that trying again does not mend.
+create table settlement_hold (
+    job_id     bytes32 primary key,
+    reason     text not null,
+    created_at timestamptz not null
+);

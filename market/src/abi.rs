@@ -1,0 +1,27 @@
+//! The contracts' types, calls, errors and events, generated from the interface files that Solidity compiles.
+
+#![allow(missing_docs, clippy::pedantic, clippy::too_many_arguments, clippy::disallowed_methods)]
+
+alloy::sol! {
+    #![sol(all_derives)]
+    #[sol(rpc)]
+    "../contracts/src/interfaces/IJobEscrow.sol"
+}
+
+alloy::sol! {
+    #![sol(all_derives)]
+    #[sol(rpc)]
+    "../contracts/src/interfaces/INodeRegistry.sol"
+}
+
+alloy::sol! {
+    /// What the marketplace uses of an ERC-20 token.
+    #[sol(rpc)]
+    interface IERC20 {
+        function approve(address spender, uint256 amount) external returns (bool);
+        function allowance(address owner, address spender) external view returns (uint256);
+        function balanceOf(address owner) external view returns (uint256);
+        function decimals() external view returns (uint8);
+        function symbol() external view returns (string);
+    }
+}

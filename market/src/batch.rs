@@ -1,0 +1,1 @@
+//! Which payments go into which batch. Pure.

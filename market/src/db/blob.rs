@@ -1,0 +1,1 @@
+//! Contents that the object store holds. Writer: the API.

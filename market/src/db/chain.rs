@@ -1,0 +1,1 @@
+//! Blocks, events and the cursor. Writer: the indexer.

@@ -1,0 +1,1 @@
+//! A job as all writers' rows together show it. Read only.

@@ -1,0 +1,1 @@
+//! What nodes told the API of themselves. Writer: the API.

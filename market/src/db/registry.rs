@@ -1,0 +1,1 @@
+//! Folded rows of the registry: nodes and stakes. Writer: the indexer; everyone reads.

@@ -1,0 +1,1 @@
+//! Sign-in: nonces and sessions. Writer: the API.

@@ -1,0 +1,1 @@
+//! Payment batches, their signed bytes, and what is due. Writer: the settler.

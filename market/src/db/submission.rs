@@ -1,0 +1,1 @@
+//! Orders announced before they are on the chain. Writer: the API.

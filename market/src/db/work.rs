@@ -1,0 +1,1 @@
+//! Leases, completions and the payments that they make due. Writer: the API.

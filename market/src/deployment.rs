@@ -1,0 +1,84 @@
+//! The deployments manifest: where the contracts of one chain are. Written by `scripts/Deploy.s.sol`, read by every process.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use alloy::primitives::Address;
+use alloy::sol_types::Eip712Domain;
+use serde::{Deserialize, Serialize};
+
+use crate::{Amount, typed_data};
+
+/// One deployment of the contracts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deployment {
+    /// EIP-155 id of the chain.
+    pub chain_id: u64,
+    /// The `JobEscrow`.
+    pub escrow: Address,
+    /// The `NodeRegistry`.
+    pub registry: Address,
+    /// A block at or before the first of the two deployments; indexing starts here.
+    pub deploy_block: u64,
+    /// What the escrow was constructed with.
+    pub escrow_params: EscrowParams,
+    /// What the registry was constructed with.
+    pub registry_params: RegistryParams,
+    /// Tokens by name, for people; the contracts accept any.
+    #[serde(default)]
+    pub tokens: BTreeMap<String, Address>,
+}
+
+/// The escrow's immutables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EscrowParams {
+    /// Seconds between `thaw` and `withdraw`.
+    pub thaw_period: u64,
+}
+
+/// The registry's immutables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryParams {
+    /// Wei a node must have staked.
+    pub min_stake: Amount,
+    /// Seconds between `startUnbond` and `finishUnbond`.
+    pub unbonding_period: u64,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DeploymentError {
+    /// The file cannot be read.
+    #[error("cannot read the deployments manifest {path}: {source}")]
+    Read {
+        /// Path of the manifest.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not a manifest.
+    #[error("{path} is not a deployments manifest: {source}")]
+    Parse {
+        /// Path of the manifest.
+        path: String,
+        /// What is wrong, with its place.
+        source: serde_json::Error,
+    },
+}
+
+impl Deployment {
+    /// Reads the manifest at `path`.
+    pub fn read(path: &Path) -> Result<Self, DeploymentError> {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path).map_err(|source| DeploymentError::Read { path: name.clone(), source })?;
+        serde_json::from_str(&text).map_err(|source| DeploymentError::Parse { path: name, source })
+    }
+
+    /// The EIP-712 domain of its escrow.
+    #[must_use]
+    pub fn domain(&self) -> Eip712Domain {
+        typed_data::domain(self.chain_id, self.escrow)
+    }
+}

@@ -1,0 +1,1 @@
+//! The connection: reconnects by itself, answers within a bounded time.

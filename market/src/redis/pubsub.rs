@@ -1,0 +1,1 @@
+//! Listening to channels, across reconnects.

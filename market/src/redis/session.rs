@@ -1,0 +1,1 @@
+//! Sessions as other applications share them.

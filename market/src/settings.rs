@@ -1,0 +1,46 @@
+//! Command-line options that the processes share. Each is also an environment variable; secrets are best given that way.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use url::Url;
+
+/// Where Postgres and Redis are.
+#[derive(Args, Clone)]
+pub struct StoreArgs {
+    /// Postgres, as postgres://user:password@host:port/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+
+    /// Redis, as redis://:password@host:port/ or rediss://… for TLS
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: String,
+
+    /// Text in front of every Redis key; with a hash tag, such as {littoral}:, for a Redis Cluster
+    #[arg(long, env = "REDIS_PREFIX", default_value = "")]
+    pub redis_prefix: String,
+
+    /// Most connections to Postgres
+    #[arg(long, env = "DATABASE_MAX_CONNECTIONS", default_value_t = 16)]
+    pub database_max_connections: u32,
+}
+
+/// Which chain, and where its contracts are.
+#[derive(Args, Clone)]
+pub struct ChainArgs {
+    /// JSON-RPC endpoint of the chain
+    #[arg(long, env = "RPC_URL", hide_env_values = true)]
+    pub rpc_url: Url,
+
+    /// Deployments manifest, as scripts/Deploy.s.sol writes it
+    #[arg(long, env = "LITTORAL_DEPLOYMENT", value_name = "FILE")]
+    pub deployment: PathBuf,
+}
+
+/// How to log.
+#[derive(Args, Clone)]
+pub struct LogArgs {
+    /// Write log lines as JSON
+    #[arg(long, env = "LOG_JSON")]
+    pub log_json: bool,
+}

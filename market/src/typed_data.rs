@@ -1,0 +1,71 @@
+//! EIP-712: the domain, the hashes that the contract computes too, and who signed them.
+
+use std::borrow::Cow;
+
+use alloy::primitives::{Address, B256, Signature, U256};
+use alloy::sol_types::{Eip712Domain, SolStruct};
+
+use crate::abi::{Assignment, JobSpec, Order, Receipt};
+
+/// The domain of one escrow on one chain: name `Littoral`, version `1`.
+#[must_use]
+pub fn domain(chain_id: u64, escrow: Address) -> Eip712Domain {
+    Eip712Domain::new(
+        Some(Cow::Borrowed("Littoral")),
+        Some(Cow::Borrowed("1")),
+        Some(U256::from(chain_id)),
+        Some(escrow),
+        None,
+    )
+}
+
+/// Hash of a job's spec, as `Order::specHash` carries it.
+#[must_use]
+pub fn spec_hash(spec: &JobSpec) -> B256 {
+    spec.eip712_hash_struct()
+}
+
+/// The job's id: the order's EIP-712 digest.
+#[must_use]
+pub fn job_id(order: &Order, domain: &Eip712Domain) -> B256 {
+    order.eip712_signing_hash(domain)
+}
+
+/// What the assigner signs to bind an open order to `node` until `expiry` (unix seconds).
+#[must_use]
+pub fn assignment_digest(job_id: B256, node: Address, expiry: u64, domain: &Eip712Domain) -> B256 {
+    Assignment { jobId: job_id, node, expiry }.eip712_signing_hash(domain)
+}
+
+/// What the node signs to ask `price` for the output whose SHA2-256 is `result_hash`.
+#[must_use]
+pub fn receipt_digest(job_id: B256, price: u128, result_hash: B256, domain: &Eip712Domain) -> B256 {
+    Receipt { jobId: job_id, price, resultHash: result_hash }.eip712_signing_hash(domain)
+}
+
+/// Why a signature proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// Not 65 bytes of r, s and v.
+    #[error("must be 65 bytes: r, s and v")]
+    Malformed,
+    /// The upper half of s, which contracts refuse.
+    #[error("has a high s value")]
+    HighS,
+    /// No key can have made it.
+    #[error("is not a valid signature")]
+    Unrecoverable,
+}
+
+/// The address whose key signed `digest`. Refuses what the contract refuses: other lengths, high s.
+pub fn recover(signature: &[u8], digest: B256) -> Result<Address, SignatureError> {
+    let bytes: &[u8; 65] = signature.try_into().map_err(|_| SignatureError::Malformed)?;
+    if !matches!(bytes[64], 27 | 28) {
+        return Err(SignatureError::Malformed);
+    }
+    let parsed = Signature::from_raw_array(bytes).map_err(|_| SignatureError::Malformed)?;
+    if parsed.normalize_s().is_some() {
+        return Err(SignatureError::HighS);
+    }
+    parsed.recover_address_from_prehash(&digest).map_err(|_| SignatureError::Unrecoverable)
+}
