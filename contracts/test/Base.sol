@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+import {Vm} from "forge-std/Vm.sol";
+
+import {JobEscrow} from "../src/JobEscrow.sol";
+import {NodeRegistry} from "../src/NodeRegistry.sol";
+import {IJobEscrow, JobSpec, JobState, Order, Result, SkipReason} from "../src/interfaces/IJobEscrow.sol";
+import {TestToken} from "./mocks/TestToken.sol";
+
+/// @title What all tests of the contracts share: a deployment, people with keys, orders and signatures
+/// @dev Digests are worked out here a second time, from the type strings, so that the tests do not trust the code they test.
+abstract contract Base is Test {
+    uint256 internal constant NOW = 1_700_000_000;
+    uint128 internal constant MIN_STAKE = 1 ether;
+    uint64 internal constant UNBONDING_PERIOD = 7 days;
+    uint64 internal constant THAW_PERIOD = 1 hours;
+    uint128 internal constant MAX_PRICE = 10 ether;
+    uint128 internal constant PRICE = 4 ether;
+    uint32 internal constant WINDOW = 1 days;
+    bytes32 internal constant RESULT_HASH = keccak256("output");
+    address internal constant NATIVE = address(0);
+
+    NodeRegistry internal registry;
+    JobEscrow internal escrow;
+    TestToken internal token;
+
+    Vm.Wallet internal requester;
+    Vm.Wallet internal node;
+    Vm.Wallet internal otherNode;
+    Vm.Wallet internal assigner;
+    /// @dev Whoever sends batches; has no role in the contracts.
+    address internal settler = makeAddr("settler");
+
+    function setUp() public virtual {
+        vm.warp(NOW);
+        registry = new NodeRegistry(MIN_STAKE, UNBONDING_PERIOD);
+        escrow = new JobEscrow(address(registry), THAW_PERIOD);
+        token = new TestToken();
+        requester = vm.createWallet("requester");
+        node = vm.createWallet("node");
+        otherNode = vm.createWallet("other node");
+        assigner = vm.createWallet("assigner");
+        vm.deal(requester.addr, 1000 ether);
+        _register(node.addr, MIN_STAKE);
+    }
+
+    // ── Nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function _operations() internal pure returns (string[] memory operations) {
+        operations = new string[](2);
+        operations[0] = "encrypt";
+        operations[1] = "decrypt";
+    }
+
+    function _register(address account, uint256 stake) internal {
+        vm.deal(account, account.balance + stake);
+        vm.prank(account);
+        registry.register{value: stake}(
+            keccak256(abi.encode(account)), new bytes(32), account, 4, _operations(), "https://node.example"
+        );
+    }
+
+    // ── Orders ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function _spec() internal pure returns (JobSpec memory) {
+        return JobSpec("bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi", "encrypt", '{"to":"0x01"}');
+    }
+
+    function _specHash(JobSpec memory spec) internal pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                keccak256("JobSpec(string inputCID,string operation,string params)"),
+                keccak256(bytes(spec.inputCID)),
+                keccak256(bytes(spec.operation)),
+                keccak256(bytes(spec.params))
+            )
+        );
+    }
+
+    /// @dev Names its node, has no window, pays in the native coin.
+    function _order() internal view returns (Order memory order) {
+        order.requester = requester.addr;
+        order.maxPrice = MAX_PRICE;
+        order.node = node.addr;
+        order.specHash = _specHash(_spec());
+        order.deadline = uint64(block.timestamp + 1 days);
+    }
+
+    /// @dev Names its node and has a window.
+    function _windowedOrder() internal view returns (Order memory order) {
+        order = _order();
+        order.challengeWindow = WINDOW;
+    }
+
+    /// @dev Leaves its node to the assigner.
+    function _assignedOrder() internal view returns (Order memory order) {
+        order = _windowedOrder();
+        order.node = address(0);
+        order.assigner = assigner.addr;
+    }
+
+    function _fundToken(address account, uint256 amount) internal {
+        token.mint(account, amount);
+        vm.startPrank(account);
+        token.approve(address(escrow), amount);
+        escrow.deposit(address(token), amount);
+        vm.stopPrank();
+    }
+
+    /// @dev Opens the order with money that the requester deposits for it.
+    function _open(Order memory order) internal returns (bytes32 jobId) {
+        if (order.token == address(token)) _fundToken(order.requester, order.maxPrice);
+        vm.prank(order.requester);
+        jobId = escrow.openJob{value: order.token == NATIVE ? order.maxPrice : 0}(order, _spec());
+    }
+
+    // ── Signatures ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function _domainSeparator(address verifyingContract, uint256 chainId) internal pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
+                keccak256("Littoral"),
+                keccak256("1"),
+                chainId,
+                verifyingContract
+            )
+        );
+    }
+
+    function _digest(bytes32 structHash) internal view returns (bytes32) {
+        return keccak256(abi.encodePacked(hex"1901", _domainSeparator(address(escrow), block.chainid), structHash));
+    }
+
+    function _receiptDigest(bytes32 jobId, uint128 price, bytes32 resultHash) internal view returns (bytes32) {
+        bytes32 typeHash = keccak256("Receipt(bytes32 jobId,uint128 price,bytes32 resultHash)");
+        return _digest(keccak256(abi.encode(typeHash, jobId, price, resultHash)));
+    }
+
+    function _assignmentDigest(bytes32 jobId, address to, uint64 expiry) internal view returns (bytes32) {
+        bytes32 typeHash = keccak256("Assignment(bytes32 jobId,address node,uint64 expiry)");
+        return _digest(keccak256(abi.encode(typeHash, jobId, to, expiry)));
+    }
+
+    function _sign(Vm.Wallet memory wallet, bytes32 digest) internal pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(wallet.privateKey, digest);
+        return abi.encodePacked(r, s, v);
+    }
+
+    /// @dev A result that settles: signed by `by`, and assigned to it where the order is open.
+    function _result(Order memory order, Vm.Wallet memory by, uint128 price)
+        internal
+        view
+        returns (Result memory result)
+    {
+        bytes32 jobId = escrow.jobIdOf(order);
+        result.order = order;
+        result.node = by.addr;
+        result.price = price;
+        result.resultHash = RESULT_HASH;
+        result.receiptSignature = _sign(by, _receiptDigest(jobId, price, RESULT_HASH));
+        if (order.node == address(0)) {
+            result.assignmentExpiry = uint64(block.timestamp + 1 hours);
+            result.assignmentSignature = _sign(assigner, _assignmentDigest(jobId, by.addr, result.assignmentExpiry));
+        }
+    }
+
+    function _result(Order memory order) internal view returns (Result memory) {
+        return _result(order, node, PRICE);
+    }
+
+    // ── Batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function _batch(Result memory result) internal pure returns (Result[] memory results) {
+        results = new Result[](1);
+        results[0] = result;
+    }
+
+    function _batch(Order memory order) internal pure returns (Order[] memory orders) {
+        orders = new Order[](1);
+        orders[0] = order;
+    }
+
+    function _submit(Result memory result) internal {
+        vm.prank(settler);
+        escrow.submitResults(_batch(result));
+    }
+
+    function _finalize(Order memory order) internal {
+        vm.prank(settler);
+        escrow.finalize(_batch(order));
+    }
+
+    function _refund(Order memory order) internal {
+        vm.prank(settler);
+        escrow.refundExpired(_batch(order));
+    }
+
+    function _expectSkip(Order memory order, SkipReason reason) internal {
+        bytes32 jobId = escrow.jobIdOf(order);
+        vm.expectEmit(address(escrow));
+        emit IJobEscrow.Skipped(jobId, reason);
+        vm.record();
+    }
+
+    /// @dev After `_expectSkip` and the call: not one slot was written.
+    function _assertNothingWritten() internal {
+        (, bytes32[] memory writes) = vm.accesses(address(escrow));
+        assertEq(writes.length, 0, "a skipped item wrote to storage");
+    }
+
+    function _submitSkipped(Result memory result, SkipReason reason) internal {
+        _expectSkip(result.order, reason);
+        _submit(result);
+        _assertNothingWritten();
+    }
+
+    function _finalizeSkipped(Order memory order, SkipReason reason) internal {
+        _expectSkip(order, reason);
+        _finalize(order);
+        _assertNothingWritten();
+    }
+
+    function _refundSkipped(Order memory order, SkipReason reason) internal {
+        _expectSkip(order, reason);
+        _refund(order);
+        _assertNothingWritten();
+    }
+
+    // ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function _free(address owner, address token_) internal view returns (uint256 free) {
+        (free,,) = escrow.account(owner, token_);
+    }
+
+    function _assertAccount(address owner, address token_, uint256 free, uint256 thawing, uint256 thawEnd)
+        internal
+        view
+    {
+        (uint128 actualFree, uint128 actualThawing, uint64 actualEnd) = escrow.account(owner, token_);
+        assertEq(actualFree, free, "free");
+        assertEq(actualThawing, thawing, "thawing");
+        assertEq(actualEnd, thawEnd, "thawEnd");
+    }
+
+    function _assertJob(bytes32 jobId, JobState state, uint256 locked, uint256 finalizeAt, address waiting)
+        internal
+        view
+    {
+        (JobState actualState, uint128 actualLocked, uint64 actualFinalizeAt, address actualNode) = escrow.job(jobId);
+        assertEq(uint256(actualState), uint256(state), "state");
+        assertEq(actualLocked, locked, "locked");
+        assertEq(actualFinalizeAt, finalizeAt, "finalizeAt");
+        assertEq(actualNode, waiting, "node");
+    }
+}
