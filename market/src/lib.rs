@@ -1,6 +1,6 @@
 //! The vocabulary of Littoral, shared by the indexer, the API, the settler and the command line.
 //!
-//! The pure files (`abi`, `amount`, `batch`, `content`, `deployment`, `fold`, `job`, `typed_data`) import no I/O. SQL lives only in [`db`], Redis
+//! The pure files (`abi`, `amount`, `batch`, `content`, `deployment`, `fold`, `job`, `order`, `typed_data`) import no I/O. SQL lives only in [`db`], Redis
 //! commands only in [`redis`].
 
 pub mod abi;
@@ -13,6 +13,7 @@ pub mod deployment;
 pub mod fold;
 pub mod hexbytes;
 pub mod job;
+pub mod order;
 pub mod redis;
 pub mod rpc;
 pub mod settings;
