@@ -1,12 +1,14 @@
 //! A private development chain.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, b256};
 use alloy::providers::{Provider, ProviderBuilder};
 use alloy::signers::local::PrivateKeySigner;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
 use crate::paths::{foundry, scratch_dir};
@@ -59,6 +61,11 @@ impl Anvil {
         };
         let provider = ProviderBuilder::new().connect_http(rpc_url.parse()?);
         process.wait_until(READY_WITHIN, async |_| provider.get_chain_id().await.is_ok()).await?;
+        if options.port.is_some() {
+            // Had another node just taken the port, that one would answer while ours gives up.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            ensure!(process.is_running(), "anvil ended; its log says:\n{}", process.log_tail());
+        }
         let chain_id = provider.get_chain_id().await?;
         Ok(Self { process, rpc_url, chain_id, _scratch: scratch })
     }
@@ -94,7 +101,6 @@ fn launch(options: &AnvilOptions, log: PathBuf) -> anyhow::Result<Launch> {
         launch = launch.arg("--quiet");
     }
     if let Some(block_time) = options.block_time {
-        // `mixed-mining`: also at once when a transaction arrives would hide what real block times do.
         launch = launch.args(["--block-time", &block_time.to_string()]);
     }
     if let Some(state) = &options.state {
@@ -110,10 +116,25 @@ fn listening_on(output: &str) -> Option<&str> {
     output.lines().find_map(|line| line.strip_prefix("Listening on ")).map(str::trim)
 }
 
-/// One of the well-known keys of the mnemonic `test test test test test test test test test test test junk`. Everyone
-/// has them: they must never hold anything of value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A private key for development. The ten of [`DEV_KEYS`] are known to everyone: they must never hold anything of value.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct DevKey(B256);
+
+impl FromStr for DevKey {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let bytes: B256 = text.trim().parse().context("a private key is 32 bytes in hexadecimal")?;
+        PrivateKeySigner::from_bytes(&bytes).context("not a private key")?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Debug for DevKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DevKey({})", self.address())
+    }
+}
 
 impl DevKey {
     /// The private key as `0x…`.
@@ -123,7 +144,7 @@ impl DevKey {
 
     /// A signer with the key.
     pub fn signer(&self) -> PrivateKeySigner {
-        PrivateKeySigner::from_bytes(&self.0).expect("the well-known keys are valid")
+        PrivateKeySigner::from_bytes(&self.0).expect("checked when it was parsed, and the well-known ones are valid")
     }
 
     /// The key's account.
@@ -132,7 +153,8 @@ impl DevKey {
     }
 }
 
-/// The keys of the ten accounts that Anvil funds.
+/// The keys of the ten accounts that Anvil funds, of the mnemonic `test test test test test test test test test test test
+/// junk`.
 pub const DEV_KEYS: [DevKey; 10] = [
     DevKey(b256!("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")),
     DevKey(b256!("59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d")),

@@ -107,6 +107,11 @@ impl Postgres {
     pub async fn create_database(&self, name: &str) -> anyhow::Result<Url> {
         create_database(&self.url, name).await
     }
+
+    /// The URL of a database that exists.
+    pub fn database_url(&self, name: &str) -> Url {
+        database_url(&self.url, name)
+    }
 }
 
 impl Drop for Postgres {
@@ -313,9 +318,13 @@ async fn create_database(server: &Url, name: &str) -> anyhow::Result<Url> {
     if !output.status.success() {
         bail!("createdb {name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
+    Ok(database_url(server, name))
+}
+
+fn database_url(server: &Url, name: &str) -> Url {
     let mut url = server.clone();
     url.set_path(name);
-    Ok(url)
+    url
 }
 
 /// One of PostgreSQL's client programs, told where the server is by the environment, which `ps` does not show.

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
@@ -72,6 +73,15 @@ impl Launch {
         self
     }
 
+    /// Sets environment variables.
+    #[must_use]
+    pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, vars: impl IntoIterator<Item = (K, V)>) -> Self {
+        for (key, value) in vars {
+            self = self.env(key, value);
+        }
+        self
+    }
+
     /// Sets the working directory.
     #[must_use]
     pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -109,6 +119,8 @@ impl Launch {
             Command::new(&self.program)
         };
         command.args(&self.args).envs(self.env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
+        // Ctrl-C in a terminal goes to its whole foreground group; we want to stop our children ourselves, in order.
+        command.process_group(0);
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
