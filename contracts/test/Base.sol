@@ -4,9 +4,8 @@ pragma solidity ^0.8.37;
 import {Test} from "forge-std/Test.sol";
 import {Vm} from "forge-std/Vm.sol";
 
-import {JobEscrow} from "../src/JobEscrow.sol";
-import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {IJobEscrow, JobSpec, JobState, Order, Result, SkipReason} from "../src/interfaces/IJobEscrow.sol";
+import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 import {TestToken} from "./mocks/TestToken.sol";
 
 /// @title What all tests of the contracts share: a deployment, people with keys, orders and signatures
@@ -19,11 +18,13 @@ abstract contract Base is Test {
     uint128 internal constant MAX_PRICE = 10 ether;
     uint128 internal constant PRICE = 4 ether;
     uint32 internal constant WINDOW = 1 days;
+    uint32 internal constant MAX_WINDOW = 30 days;
+    uint64 internal constant MAX_DEADLINE = 365 days;
     bytes32 internal constant RESULT_HASH = keccak256("output");
     address internal constant NATIVE = address(0);
 
-    NodeRegistry internal registry;
-    JobEscrow internal escrow;
+    INodeRegistry internal registry;
+    IJobEscrow internal escrow;
     TestToken internal token;
 
     Vm.Wallet internal requester;
@@ -35,8 +36,8 @@ abstract contract Base is Test {
 
     function setUp() public virtual {
         vm.warp(NOW);
-        registry = new NodeRegistry(MIN_STAKE, UNBONDING_PERIOD);
-        escrow = new JobEscrow(address(registry), THAW_PERIOD);
+        registry = INodeRegistry(_deploy("NodeRegistry", abi.encode(MIN_STAKE, UNBONDING_PERIOD)));
+        escrow = _deployEscrow(address(registry));
         token = new TestToken();
         requester = vm.createWallet("requester");
         node = vm.createWallet("node");
@@ -44,6 +45,15 @@ abstract contract Base is Test {
         assigner = vm.createWallet("assigner");
         vm.deal(requester.addr, 1000 ether);
         _register(node.addr, MIN_STAKE);
+    }
+
+    /// @dev From the artifact, so that the tests run what is deployed, whatever they are themselves compiled with.
+    function _deploy(string memory name, bytes memory args) internal returns (address) {
+        return vm.deployCode(string.concat(name, ".sol:", name), args);
+    }
+
+    function _deployEscrow(address registry_) internal returns (IJobEscrow) {
+        return IJobEscrow(_deploy("JobEscrow", abi.encode(registry_, THAW_PERIOD)));
     }
 
     // ── Nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────

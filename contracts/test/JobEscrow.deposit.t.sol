@@ -3,7 +3,6 @@ pragma solidity ^0.8.37;
 
 import {IJobEscrow} from "../src/interfaces/IJobEscrow.sol";
 import {Base} from "./Base.sol";
-import {JobEscrow} from "../src/JobEscrow.sol";
 
 contract ConstructorTest is Base {
     function test_KeepsItsParameters() external view {
@@ -15,7 +14,7 @@ contract ConstructorTest is Base {
 
     function test_RevertWhen_RegistryIsZero() external {
         vm.expectRevert(IJobEscrow.ZeroAddress.selector);
-        new JobEscrow(address(0), THAW_PERIOD);
+        _deployEscrow(address(0));
     }
 }
 

@@ -163,7 +163,7 @@ contract SubmitResultsTest is Base {
 
     function testFuzz_SkipsWhen_TheAssignmentExpired(uint32 late) external {
         Order memory order = _assignedOrder();
-        order.deadline = uint64(block.timestamp + 365 days);
+        order.deadline = uint64(block.timestamp + MAX_DEADLINE);
         _open(order);
         Result memory result = _result(order);
         vm.warp(result.assignmentExpiry + bound(late, 1, 300 days));
