@@ -8,48 +8,60 @@ use crate::Amount;
 use crate::abi::{JobSpec, Order};
 
 /// An [`Order`] in JSON: amounts and the nonce as decimal strings, the deadline in unix seconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = Order)]
 pub struct OrderJson {
     /// Who pays.
-    #[serde(serialize_with = "checksummed")]
+    #[serde(serialize_with = "checksummed", deserialize_with = "checked")]
+    #[schema(value_type = String, example = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8")]
     pub requester: Address,
     /// ERC-20 contract, or zero for the chain's native coin.
-    #[serde(serialize_with = "checksummed")]
+    #[serde(serialize_with = "checksummed", deserialize_with = "checked")]
+    #[schema(value_type = String, example = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8")]
     pub token: Address,
     /// Most the job may cost, in the token's smallest unit.
     #[serde(deserialize_with = "uint128")]
+    #[schema(example = "1000000000000000")]
     pub max_price: Amount,
     /// The only node that may be paid, or zero.
-    #[serde(serialize_with = "checksummed")]
+    #[serde(serialize_with = "checksummed", deserialize_with = "checked")]
+    #[schema(value_type = String, example = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8")]
     pub node: Address,
     /// Who may bind an open order to a node.
-    #[serde(serialize_with = "checksummed")]
+    #[serde(serialize_with = "checksummed", deserialize_with = "checked")]
+    #[schema(value_type = String, example = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8")]
     pub assigner: Address,
     /// EIP-712 hash of the spec.
+    #[schema(value_type = String, example = "0x6c5a8c6eb4bba71d1b8d4a0a5e9a1e5a0f7a6a3a1c9c3d9a4d7f0b2f3e4d5c6b")]
     pub spec_hash: B256,
     /// Unix seconds up to and including which a result counts.
     pub deadline: u64,
     /// Seconds between a result and its payment.
     pub challenge_window: u32,
     /// Who decides a dispute; zero for none.
-    #[serde(serialize_with = "checksummed")]
+    #[serde(serialize_with = "checksummed", deserialize_with = "checked")]
+    #[schema(value_type = String, example = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8")]
     pub arbiter: Address,
     /// Most of the price that may be taken as a fee, in basis points.
     pub max_fee_bps: u16,
     /// Makes otherwise equal orders distinct. A decimal string, since JavaScript's numbers would round it.
     #[serde(serialize_with = "decimal", deserialize_with = "uint64")]
+    #[schema(value_type = String, example = "7")]
     pub nonce: u64,
 }
 
 /// A [`JobSpec`] in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = JobSpec)]
 pub struct SpecJson {
     /// CIDv1 of the input.
     #[serde(rename = "inputCID")]
+    #[schema(example = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")]
     pub input_cid: String,
     /// Name of the operation, such as `encrypt`.
+    #[schema(example = "encrypt")]
     pub operation: String,
     /// The operation's parameters: the text of a JSON object, or empty for none.
     pub params: String,
@@ -110,6 +122,33 @@ pub fn checksummed<S: Serializer>(address: &Address, serializer: S) -> Result<S:
     serializer.serialize_str(&address.to_checksum(None))
 }
 
+/// Why a text is not an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Not `0x` and 40 hex digits.
+    #[error("must be an address: 0x and 40 hex digits")]
+    Malformed,
+    /// Mixed case that is not the EIP-55 checksum: a digit is probably wrong.
+    #[error("has a wrong EIP-55 checksum: write it as your wallet shows it, or all in lower case")]
+    Checksum,
+}
+
+/// Reads an address: with its EIP-55 checksum, or all in lower case.
+pub fn parse_address(text: &str) -> Result<Address, AddressError> {
+    let digits = text.strip_prefix("0x").ok_or(AddressError::Malformed)?;
+    let address: Address = digits.parse().map_err(|_| AddressError::Malformed)?;
+    if digits.bytes().any(|byte| byte.is_ascii_uppercase()) && address.to_checksum(None) != text {
+        return Err(AddressError::Checksum);
+    }
+    Ok(address)
+}
+
+/// As [`parse_address`], for `#[serde(deserialize_with = …)]`.
+pub fn checked<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+    let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+    parse_address(&text).map_err(de::Error::custom)
+}
+
 fn decimal<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(number)
 }
@@ -162,6 +201,7 @@ mod tests {
             ("nonce", json!("-1")),
             ("challengeWindow", json!(4_294_967_296_u64)),
             ("requester", json!("0x12")),
+            ("requester", json!(order().requester.to_checksum(None).replace("aB", "Ab"))),
         ] {
             let mut bad = good.clone();
             bad[field] = value;
