@@ -9,7 +9,8 @@ create domain bytes32 as bytea check (octet_length(value) = 32);
 create domain amount as numeric(78, 0)
     check (value >= 0 and value <= 115792089237316195423570985008687907853269984665640564039457584007913129639935);
 
--- Headers of blocks that were applied, canonical or orphaned.
+-- Headers of blocks that were applied, canonical or orphaned: of every block with events, and of the latest blocks even
+-- without. The lowest one is where indexing began, at or before the contracts' deployment.
 create table chain_block (
     hash        bytes32 primary key,
     number      bigint not null check (number >= 0),
@@ -40,9 +41,9 @@ create table chain_event (
     kind         text not null,                  -- the event's name, such as JobOpened
     topics       bytea not null check (octet_length(topics) % 32 = 0),
     data         bytea not null,
-    job_id       bytes32,
-    account      address,                        -- owner of the escrow account it changes
-    node         address,                        -- node whose registry row or earnings it changes
+    job_id       bytes32,                        -- also of a Skipped, which changes nothing
+    account      address,                        -- owner of the escrow account it changes, with token
+    node         address,                        -- node whose earnings (with token) or registry row (without) it changes
     token        address,                        -- zero for the native coin
     canonical    boolean not null,
     primary key (block_hash, log_index)
@@ -98,7 +99,7 @@ create table escrow_account (
     token    address not null,
     free     amount not null,
     thawing  amount not null,
-    thaw_end timestamptz,                        -- null if nothing was ever thawed
+    thaw_end timestamptz,                        -- null while nothing is thawing
     primary key (owner, token)
 );
 
@@ -121,7 +122,7 @@ create table registry_node (
     uri        text not null,
     stake      amount not null,                  -- active, in wei
     unbonding  amount not null,
-    unbond_end timestamptz
+    unbond_end timestamptz                       -- null while nothing is unbonding
 );
 create index registry_node_id on registry_node (node_id);
 

@@ -1,1 +1,349 @@
-//! Blocks, events and the cursor. Writer: the indexer.
+//! Following the chain: blocks, events, the cursor, and the rows that events amount to. Writer: the indexer.
+//!
+//! [`apply`] is the only way forward and back. It is one transaction of the caller's: the leader's fence, the cursor
+//! (compare and set), what is undone, blocks, events, folded rows and outbox go together or not at all, so a process may
+//! die anywhere.
+
+mod event;
+mod rows;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use alloy::primitives::{Address, B256};
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgConnection;
+
+use super::leader::{Fence, FenceError};
+use super::outbox::{self, Entity, Source};
+use super::types::{DbAddress, DbHash};
+use crate::fold::{ChainEvent, Contracts, DecodeError, Event, FoldError, Key, Rows};
+
+/// Headers of blocks without events that are kept below the cursor, to find where a reorg branched off. A deeper reorg is
+/// undone all the same: to the latest block with events that both branches have.
+pub const HEADERS_KEPT: u64 = 256;
+
+/// A block's number and hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockId {
+    /// Its height.
+    pub number: u64,
+    /// Its hash.
+    pub hash: B256,
+}
+
+/// What is kept of a block's header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Its number and hash.
+    pub id: BlockId,
+    /// Hash of its parent.
+    pub parent_hash: B256,
+    /// Its timestamp.
+    pub mined_at: DateTime<Utc>,
+}
+
+/// How far the indexer is, and on which deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// EIP-155 id of the chain.
+    pub chain_id: u64,
+    /// The `JobEscrow`.
+    pub escrow: Address,
+    /// The `NodeRegistry`.
+    pub registry: Address,
+    /// The last applied block.
+    pub block: BlockId,
+    /// Epoch of the leader that wrote last.
+    pub epoch: i64,
+}
+
+/// One step of the cursor.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Where the cursor stands.
+    pub from: BlockId,
+    /// The last block that stays, where the chain branched off below the cursor.
+    pub ancestor: Option<BlockId>,
+    /// What comes after it, or after `from`: the last one becomes the cursor. Blocks without events may be left out.
+    pub blocks: Vec<Block>,
+    /// All events of these blocks and of those left out, in the chain's order.
+    pub events: Vec<ChainEvent>,
+}
+
+/// What [`apply`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// Events that no longer count.
+    pub events_undone: u64,
+    /// Rows written or removed.
+    pub rows: usize,
+}
+
+/// Why [`apply`] changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// This process does not lead any more, or the database did not answer.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    /// Someone else moved the cursor.
+    #[error("the cursor is no longer at block {} ({})", .0.number, .0.hash)]
+    CursorMoved(BlockId),
+    /// A step that leads nowhere.
+    #[error("a step of the cursor needs at least one block")]
+    NoBlocks,
+    /// The events do not follow one another.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+    /// A stored event is not understood any more.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The database refused or did not answer.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+}
+
+/// A number of the chain as `bigint`.
+pub(super) fn to_db(number: u64) -> Result<i64, sqlx::Error> {
+    i64::try_from(number).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+}
+
+/// A `bigint` as a number of the chain.
+pub(super) fn from_db(number: i64) -> Result<u64, sqlx::Error> {
+    u64::try_from(number).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+/// The cursor; nothing before [`begin`].
+pub async fn cursor(db: &mut PgConnection) -> Result<Option<Cursor>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select chain_id, escrow as "escrow: DbAddress", registry as "registry: DbAddress", block_number,
+                  block_hash as "block_hash: DbHash", epoch
+           from chain_cursor"#
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(|row| {
+        Ok(Cursor {
+            chain_id: from_db(row.chain_id)?,
+            escrow: row.escrow.0,
+            registry: row.registry.0,
+            block: BlockId { number: from_db(row.block_number)?, hash: row.block_hash.0 },
+            epoch: row.epoch,
+        })
+    })
+    .transpose()
+}
+
+/// Sets the cursor on `anchor`, a block with no events of `contracts` in it or below it.
+pub async fn begin(
+    db: &mut PgConnection,
+    fence: Fence,
+    contracts: &Contracts,
+    anchor: &Block,
+) -> Result<(), ApplyError> {
+    fence.check(db).await?;
+    insert_blocks(db, std::slice::from_ref(anchor)).await?;
+    let inserted = sqlx::query!(
+        "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch)
+         values ($1, $2, $3, $4, $5, $6) on conflict do nothing",
+        to_db(contracts.chain_id)?,
+        DbAddress(contracts.escrow) as _,
+        DbAddress(contracts.registry) as _,
+        to_db(anchor.id.number)?,
+        DbHash(anchor.id.hash) as _,
+        fence.epoch()
+    )
+    .execute(db)
+    .await?;
+    if inserted.rows_affected() == 1 { Ok(()) } else { Err(ApplyError::CursorMoved(anchor.id)) }
+}
+
+/// Takes `step` within the caller's transaction, which must be rolled back on an error.
+pub async fn apply(
+    db: &mut PgConnection,
+    fence: Fence,
+    contracts: &Contracts,
+    step: &Step,
+    now: DateTime<Utc>,
+) -> Result<Applied, ApplyError> {
+    fence.check(db).await?;
+    let tip = step.blocks.last().ok_or(ApplyError::NoBlocks)?.id;
+    move_cursor(db, fence, step.from, tip).await?;
+
+    let mut changes = Changes::default();
+    let mut applied = Applied::default();
+    if let Some(ancestor) = step.ancestor {
+        let undone = event::orphan_above(db, ancestor.number).await?;
+        orphan_blocks_above(db, ancestor.number).await?;
+        applied.events_undone = undone.events;
+        applied.rows += undone.keys.len();
+        changes.undone(&undone.keys);
+        refold(db, contracts, &undone.keys).await?;
+    }
+
+    insert_blocks(db, &step.blocks).await?;
+    event::insert(db, &step.events).await?;
+    let keys: BTreeSet<Key> = step.events.iter().flat_map(|event| event.event.keys()).collect();
+    let mut folded = rows::load(db, &keys).await?;
+    for event in &step.events {
+        folded.apply(event)?;
+        changes.happened(&event.event);
+    }
+    rows::save(db, &folded).await?;
+    applied.rows += keys.len();
+    outbox::append_many(db, Source::Chain, &changes.entries(), now).await?;
+    Ok(applied)
+}
+
+/// Makes the rows of `keys` what their canonical events say.
+async fn refold(db: &mut PgConnection, contracts: &Contracts, keys: &BTreeSet<Key>) -> Result<(), ApplyError> {
+    let mut folded = Rows::default();
+    for log in event::canonical_of(db, keys).await? {
+        folded.apply_within(keys, &ChainEvent::decode(log, contracts)?)?;
+    }
+    rows::save(db, &folded).await?;
+    rows::delete_missing(db, keys, &folded).await?;
+    Ok(())
+}
+
+async fn move_cursor(db: &mut PgConnection, fence: Fence, from: BlockId, to: BlockId) -> Result<(), ApplyError> {
+    let moved = sqlx::query!(
+        "update chain_cursor set block_number = $1, block_hash = $2, epoch = $3
+         where block_number = $4 and block_hash = $5 and epoch <= $3",
+        to_db(to.number)?,
+        DbHash(to.hash) as _,
+        fence.epoch(),
+        to_db(from.number)?,
+        DbHash(from.hash) as _
+    )
+    .execute(db)
+    .await?;
+    if moved.rows_affected() == 1 { Ok(()) } else { Err(ApplyError::CursorMoved(from)) }
+}
+
+async fn insert_blocks(db: &mut PgConnection, blocks: &[Block]) -> Result<(), sqlx::Error> {
+    let hashes: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.id.hash)).collect();
+    let numbers = blocks.iter().map(|block| to_db(block.id.number)).collect::<Result<Vec<_>, _>>()?;
+    let parents: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.parent_hash)).collect();
+    let mined_at: Vec<DateTime<Utc>> = blocks.iter().map(|block| block.mined_at).collect();
+    // A block that was orphaned may come back.
+    sqlx::query!(
+        "insert into chain_block (hash, number, parent_hash, mined_at, canonical)
+         select *, true from unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::timestamptz[])
+         on conflict (hash) do update set canonical = true",
+        &hashes as _,
+        &numbers,
+        &parents as _,
+        &mined_at
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+async fn orphan_blocks_above(db: &mut PgConnection, number: u64) -> Result<(), sqlx::Error> {
+    sqlx::query!("update chain_block set canonical = false where canonical and number > $1", to_db(number)?)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// The highest canonical block whose header is kept at or below `number`.
+pub async fn canonical_at_or_below(db: &mut PgConnection, number: u64) -> Result<Option<BlockId>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select number, hash as "hash: DbHash" from chain_block
+           where canonical and number <= $1 order by number desc limit 1"#,
+        to_db(number)?
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(|row| Ok(BlockId { number: from_db(row.number)?, hash: row.hash.0 })).transpose()
+}
+
+/// Forgets headers of blocks without events, [`HEADERS_KEPT`] and more below `tip`, but for the lowest, where indexing
+/// began. Looks at a stretch of that length only, so it is to be called at least once in as many blocks.
+pub async fn prune_headers(db: &mut PgConnection, fence: Fence, tip: u64) -> Result<u64, ApplyError> {
+    fence.check(db).await?;
+    let deleted = sqlx::query!(
+        "delete from chain_block b
+         where b.canonical and b.number > $1 and b.number <= $2
+           and b.number > (select min(number) from chain_block where canonical)
+           and not exists (select from chain_event e where e.block_hash = b.hash)",
+        to_db(tip.saturating_sub(3 * HEADERS_KEPT))?,
+        to_db(tip.saturating_sub(HEADERS_KEPT))?
+    )
+    .execute(db)
+    .await?;
+    Ok(deleted.rows_affected())
+}
+
+/// Everything the chain's tables say that follows from the canonical chain alone, one JSON object a row, in a fixed order:
+/// two databases that indexed the same chain give the same lines, whatever each saw on its way there.
+pub async fn canonical_state(db: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let lines = sqlx::query_scalar!(
+        r#"select line as "line!" from (
+               select 1 as tab, jsonb_build_array(block_number, log_index) as pos,
+                      (to_jsonb(e) - 'canonical' || '{"table": "chain_event"}')::text as line
+               from chain_event e where canonical
+               union all
+               select 2, jsonb_build_array(job_id), (to_jsonb(j) || '{"table": "escrow_job"}')::text from escrow_job j
+               union all
+               select 3, jsonb_build_array(owner, token), (to_jsonb(a) || '{"table": "escrow_account"}')::text
+               from escrow_account a
+               union all
+               select 4, jsonb_build_array(node, token), (to_jsonb(w) || '{"table": "escrow_earned"}')::text
+               from escrow_earned w
+               union all
+               select 5, jsonb_build_array(node), (to_jsonb(n) || '{"table": "registry_node"}')::text
+               from registry_node n
+               union all
+               select 6, '[]', (to_jsonb(c) - 'epoch' - 'singleton' || '{"table": "chain_cursor"}')::text
+               from chain_cursor c
+               union all
+               select 7, jsonb_build_array(number), (to_jsonb(b) || '{"table": "chain_block"}')::text
+               from chain_block b
+               where canonical and exists (select from chain_event e where e.block_hash = b.hash)
+           ) as state order by tab, pos"#
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(lines)
+}
+
+/// What a step changed, as the outbox tells it: the last thing that happened to each entity.
+#[derive(Default)]
+struct Changes(BTreeMap<Entity, &'static str>);
+
+impl Changes {
+    fn undone(&mut self, keys: &BTreeSet<Key>) {
+        for key in keys {
+            match key {
+                Key::Job(job_id) => self.0.insert(Entity::Job(*job_id), "job.reorged"),
+                Key::Node(node) => self.0.insert(Entity::Node(*node), "node.reorged"),
+                Key::Account { .. } | Key::Earned { .. } => None,
+            };
+        }
+    }
+
+    fn happened(&mut self, event: &Event) {
+        let (entity, name) = match event {
+            Event::JobOpened(e) => (Entity::Job(e.job_id), "job.opened"),
+            Event::ResultSubmitted(e) => (Entity::Job(e.jobId), "job.submitted"),
+            Event::JobPaid(e) => (Entity::Job(e.jobId), "job.paid"),
+            Event::JobRefunded(e) => (Entity::Job(e.jobId), "job.refunded"),
+            Event::NodeUpdated(e) => (Entity::Node(e.node), "node.updated"),
+            Event::Staked(e) => (Entity::Node(e.node), "node.staked"),
+            Event::Unbonding(e) => (Entity::Node(e.node), "node.unbonding"),
+            Event::Unbonded(e) => (Entity::Node(e.node), "node.unbonded"),
+            Event::Deposited(_)
+            | Event::Thawing(_)
+            | Event::Withdrawn(_)
+            | Event::EarnedWithdrawn(_)
+            | Event::Skipped(_) => return,
+        };
+        self.0.insert(entity, name);
+    }
+
+    fn entries(&self) -> Vec<(Entity, &'static str)> {
+        self.0.iter().map(|(entity, name)| (*entity, *name)).collect()
+    }
+}

@@ -1,0 +1,71 @@
+//! [`Rows`] in their tables.
+
+use std::collections::BTreeSet;
+
+use alloy::primitives::{Address, B256};
+use sqlx::postgres::PgConnection;
+
+use crate::db::{escrow, registry};
+use crate::fold::{Key, Rows};
+
+/// Keys by table.
+#[derive(Default)]
+struct Tables {
+    jobs: Vec<B256>,
+    accounts: Vec<(Address, Address)>,
+    earned: Vec<(Address, Address)>,
+    nodes: Vec<Address>,
+}
+
+impl Tables {
+    fn of(keys: impl IntoIterator<Item = Key>) -> Self {
+        let mut tables = Self::default();
+        for key in keys {
+            match key {
+                Key::Job(job_id) => tables.jobs.push(job_id),
+                Key::Account { owner, token } => tables.accounts.push((owner, token)),
+                Key::Earned { node, token } => tables.earned.push((node, token)),
+                Key::Node(node) => tables.nodes.push(node),
+            }
+        }
+        tables
+    }
+}
+
+/// The rows of `keys`, as far as there are any.
+pub(super) async fn load(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<Rows, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(Rows::default());
+    }
+    let tables = Tables::of(keys.iter().copied());
+    Ok(Rows {
+        jobs: escrow::jobs(db, &tables.jobs).await?,
+        accounts: escrow::accounts(db, &tables.accounts).await?,
+        earned: escrow::earned(db, &tables.earned).await?,
+        nodes: registry::nodes(db, &tables.nodes).await?,
+    })
+}
+
+/// Writes all of `rows`.
+pub(super) async fn save(db: &mut PgConnection, rows: &Rows) -> Result<(), sqlx::Error> {
+    if *rows == Rows::default() {
+        return Ok(());
+    }
+    escrow::save_jobs(db, &rows.jobs).await?;
+    escrow::save_accounts(db, &rows.accounts).await?;
+    escrow::save_earned(db, &rows.earned).await?;
+    registry::save_nodes(db, &rows.nodes).await
+}
+
+/// Removes the rows of those `keys` that `rows` does not have.
+pub(super) async fn delete_missing(
+    db: &mut PgConnection,
+    keys: &BTreeSet<Key>,
+    rows: &Rows,
+) -> Result<(), sqlx::Error> {
+    let missing = Tables::of(keys.iter().copied().filter(|key| !rows.contains(key)));
+    escrow::delete_jobs(db, &missing.jobs).await?;
+    escrow::delete_accounts(db, &missing.accounts).await?;
+    escrow::delete_earned(db, &missing.earned).await?;
+    registry::delete_nodes(db, &missing.nodes).await
+}
