@@ -1,0 +1,83 @@
+# Sourced by up, test and sqlx-prepare: finds or installs what they need. Sets ROOT, TARGET and DEVNET.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+FORGE=$ROOT/node_modules/.bin/forge
+export LITTORAL_ROOT=$ROOT
+# Queries are checked against the committed cache: a DATABASE_URL meant for running need not have our tables yet.
+export SQLX_OFFLINE=true
+[[ -d $HOME/.cargo/bin ]] && PATH=$PATH:$HOME/.cargo/bin
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+has() { command -v "$1" >/dev/null; }
+
+# has_server NAME: Debian keeps PostgreSQL's servers out of PATH.
+has_server() {
+  has "$1" || compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null
+}
+
+# as_root COMMAND…: fails where we neither are root nor may become it.
+as_root() {
+  if [[ $EUID -eq 0 ]]; then
+    "$@"
+  elif has sudo && { [[ -t 0 ]] || sudo -n true 2>/dev/null; }; then
+    sudo "$@"
+  else
+    return 1
+  fi
+}
+
+# The system's packages: installed where we may, otherwise named precisely.
+install_packages() {
+  local missing=()
+  { has_server initdb && has_server postgres; } || missing+=(postgresql)
+  { has psql && has createdb; } || missing+=(postgresql-client)
+  has redis-server || missing+=(redis-server)
+  # Rust links with it, and two dependencies have C in them.
+  { has cc && echo 'int main(void){return 0;}' | cc -x c -o /dev/null - 2>/dev/null; } || missing+=(gcc libc6-dev)
+  [[ ${#missing[@]} -eq 0 ]] && return
+  local command="apt-get install -y --no-install-recommends ${missing[*]}"
+  has apt-get || die "please install PostgreSQL, Redis and a C compiler; Debian calls what is missing: ${missing[*]}"
+  say "Installing ${missing[*]}"
+  # shellcheck disable=SC2086
+  as_root env DEBIAN_FRONTEND=noninteractive sh -c "apt-get update -q && $command" ||
+    die "please install what is missing: sudo $command"
+}
+
+check_toolchains() {
+  has cargo || die "please install Rust (https://rustup.rs), version $(rust_version) or later"
+  has node && has npm || die "please install Node.js 20 or later, with npm"
+  local have
+  have=$(rustc --version | cut -d' ' -f2)
+  [[ $(printf '%s\n' "$(rust_version)" "$have" | sort -V | head -1) == "$(rust_version)" ]] ||
+    die "Rust $have is too old: please install $(rust_version) or later (rustup update stable)"
+  [[ $(node -p 'process.versions.node.split(".")[0]') -ge 20 ]] || die "Node.js $(node --version) is too old: please install 20 or later"
+}
+
+rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
+
+# Foundry, the Solidity compiler and the Solidity libraries, as locked. No package's own scripts are run.
+install_npm() {
+  [[ $ROOT/node_modules/.package-lock.json -nt $ROOT/package-lock.json ]] && return
+  say "Installing Foundry, solc and OpenZeppelin (npm ci)"
+  (cd "$ROOT" && npm ci --ignore-scripts --no-audit --no-fund)
+  touch "$ROOT/node_modules/.package-lock.json"
+}
+
+setup() {
+  check_toolchains
+  install_packages
+  install_npm
+  TARGET=$(cd "$ROOT" && cargo metadata --format-version 1 --no-deps --locked |
+    node -p 'JSON.parse(require("fs").readFileSync(0)).target_directory')
+  DEVNET=$TARGET/debug/littoral-devnet
+}
+
+build_contracts() {
+  say "Building the contracts"
+  (cd "$ROOT" && "$FORGE" build)
+}
