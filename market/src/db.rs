@@ -7,6 +7,7 @@ pub mod escrow;
 pub mod job_view;
 pub mod leader;
 pub mod node_profile;
+pub mod node_view;
 pub mod outbox;
 pub mod registry;
 pub mod session;
