@@ -2,15 +2,21 @@
 
 -- One transaction of the settler, whichever signed form of it gets mined. A nonce is taken once and for all.
 create table settlement_batch (
-    id         bigserial primary key,
-    kind       text not null check (kind in ('submit', 'finalize')),
-    sender     address not null,
-    nonce      bigint not null check (nonce >= 0),
-    state      text not null check (state in ('pending', 'mined', 'reverted')),
-    epoch      bigint not null,                  -- of the leader that planned it
-    created_at timestamptz not null,
-    ended_at   timestamptz,
-    unique (sender, nonce)
+    id           bigserial primary key,
+    kind         text not null check (kind in ('submit', 'finalize')),
+    sender       address not null,
+    nonce        bigint not null check (nonce >= 0),
+    -- A reorg that frees the nonce makes an ended batch pending again. Displaced: another transaction took the nonce.
+    state        text not null check (state in ('pending', 'mined', 'reverted', 'displaced')),
+    epoch        bigint not null,                -- of the leader that planned it
+    created_at   timestamptz not null,
+    ended_at     timestamptz,
+    tx_hash      bytes32,                        -- what used the nonce; null if that is not known
+    block_number bigint,                         -- where it was mined
+    gas_used     bigint,
+    unique (sender, nonce),
+    check ((state = 'pending') = (ended_at is null)),
+    check (state not in ('mined', 'reverted') or (tx_hash is not null and block_number is not null and gas_used is not null))
 );
 create index settlement_batch_pending on settlement_batch (nonce) where state = 'pending';
 
