@@ -18,9 +18,8 @@ use crate::demo::{Demo, DemoOptions};
 /// Brings up the marketplace and takes one job through it.
 #[derive(Args, Debug)]
 pub struct Up {
-    /// The file that the demo's requester has encrypted
-    #[arg(default_value = "README.md")]
-    file: PathBuf,
+    /// The file that the demo's requester has encrypted; this project's README.md unless given
+    file: Option<PathBuf>,
 
     /// Stop after the demo: exit 0 when the job was paid and its result is right
     #[arg(long)]
@@ -113,8 +112,9 @@ impl Up {
     /// # Errors
     /// With the reason, when something does not start or, with `--once`, when the demo fails.
     pub async fn run(self) -> anyhow::Result<()> {
-        if !self.file.is_file() {
-            bail!("{} is not a file", self.file.display());
+        let file = self.file();
+        if !file.is_file() {
+            bail!("{} is not a file", file.display());
         }
         let dir = paths::state_dir();
         let _lock = lock(&dir)?;
@@ -130,6 +130,10 @@ impl Up {
             println!("\nStopped. What was logged is in {}.", dir.join("logs").display());
         }
         result
+    }
+
+    fn file(&self) -> PathBuf {
+        self.file.clone().unwrap_or_else(|| paths::root().join("README.md"))
     }
 
     async fn work(&self, dir: &Path) -> anyhow::Result<()> {
@@ -193,7 +197,7 @@ impl Up {
             }
         };
         Ok(DemoOptions {
-            file: fs::canonicalize(&self.file)?,
+            file: fs::canonicalize(self.file())?,
             token,
             symbol,
             price: self.price,
