@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+
+import {TypedData} from "../src/TypedData.sol";
+import {Assignment, IJobEscrow, JobSpec, Order, Receipt as SignedReceipt} from "../src/interfaces/IJobEscrow.sol";
+
+/// @notice The library hashes calldata; this hands it some.
+contract TypedDataCaller {
+    function hash(JobSpec calldata spec) external pure returns (bytes32) {
+        return TypedData.hash(spec);
+    }
+}
+
+/// @notice Pins what is signed, as literals and as vectors that other implementations check themselves against.
+/// @dev `vectors/typed_data.json` is written once. A change to it makes every signature in the field worthless.
+contract TypedDataTest is Test {
+    string internal constant ORDER =
+        "Order(address requester,address token,uint128 maxPrice,address node,address assigner,bytes32 specHash,uint64 deadline,uint32 challengeWindow,address arbiter,uint16 maxFeeBps,uint64 nonce)";
+    string internal constant JOB_SPEC = "JobSpec(string inputCID,string operation,string params)";
+    string internal constant ASSIGNMENT = "Assignment(bytes32 jobId,address node,uint64 expiry)";
+    string internal constant RECEIPT = "Receipt(bytes32 jobId,uint128 price,bytes32 resultHash)";
+    /// @dev Keys of the development mnemonic whose addresses the vectors name.
+    string internal constant MNEMONIC = "test test test test test test test test test test test junk";
+
+    string internal json;
+    IJobEscrow internal escrow;
+
+    function setUp() external {
+        json = vm.readFile("contracts/test/vectors/typed_data.json");
+        vm.chainId(vm.parseJsonUint(json, ".domain.chainId"));
+        address where = vm.parseJsonAddress(json, ".domain.verifyingContract");
+        deployCodeTo("JobEscrow.sol:JobEscrow", abi.encode(address(1), uint64(1 hours)), where);
+        escrow = IJobEscrow(where);
+    }
+
+    function _bytes32(string memory key) internal view returns (bytes32) {
+        return vm.parseJsonBytes32(json, key);
+    }
+
+    function _order() internal view returns (Order memory order) {
+        order.requester = vm.parseJsonAddress(json, ".order.requester");
+        order.token = vm.parseJsonAddress(json, ".order.token");
+        order.maxPrice = uint128(vm.parseJsonUint(json, ".order.maxPrice"));
+        order.node = vm.parseJsonAddress(json, ".order.node");
+        order.assigner = vm.parseJsonAddress(json, ".order.assigner");
+        order.specHash = _bytes32(".order.specHash");
+        order.deadline = uint64(vm.parseJsonUint(json, ".order.deadline"));
+        order.challengeWindow = uint32(vm.parseJsonUint(json, ".order.challengeWindow"));
+        order.arbiter = vm.parseJsonAddress(json, ".order.arbiter");
+        order.maxFeeBps = uint16(vm.parseJsonUint(json, ".order.maxFeeBps"));
+        order.nonce = uint64(vm.parseJsonUint(json, ".order.nonce"));
+    }
+
+    function _digest(bytes32 structHash) internal view returns (bytes32) {
+        return keccak256(abi.encodePacked(hex"1901", _bytes32(".domainSeparator"), structHash));
+    }
+
+    function test_TypeHashesArePinned() external pure {
+        assertEq(TypedData.ORDER_TYPEHASH, keccak256(bytes(ORDER)));
+        assertEq(TypedData.JOB_SPEC_TYPEHASH, keccak256(bytes(JOB_SPEC)));
+        assertEq(TypedData.ASSIGNMENT_TYPEHASH, keccak256(bytes(ASSIGNMENT)));
+        assertEq(TypedData.RECEIPT_TYPEHASH, keccak256(bytes(RECEIPT)));
+    }
+
+    function test_VectorsTypeHashes() external view {
+        assertEq(TypedData.ORDER_TYPEHASH, _bytes32(".typeHashes.Order"));
+        assertEq(TypedData.JOB_SPEC_TYPEHASH, _bytes32(".typeHashes.JobSpec"));
+        assertEq(TypedData.ASSIGNMENT_TYPEHASH, _bytes32(".typeHashes.Assignment"));
+        assertEq(TypedData.RECEIPT_TYPEHASH, _bytes32(".typeHashes.Receipt"));
+    }
+
+    function test_VectorsDomain() external view {
+        bytes32 typeHash =
+            keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
+        assertEq(
+            keccak256(abi.encode(typeHash, keccak256("Littoral"), keccak256("1"), block.chainid, address(escrow))),
+            _bytes32(".domainSeparator")
+        );
+    }
+
+    function test_VectorsSpecHash() external {
+        JobSpec memory spec = JobSpec(
+            vm.parseJsonString(json, ".spec.inputCID"),
+            vm.parseJsonString(json, ".spec.operation"),
+            vm.parseJsonString(json, ".spec.params")
+        );
+        assertEq(new TypedDataCaller().hash(spec), _bytes32(".specHash"));
+        assertEq(_bytes32(".order.specHash"), _bytes32(".specHash"));
+    }
+
+    function test_VectorsJobId() external view {
+        assertEq(escrow.jobIdOf(_order()), _bytes32(".jobId"));
+    }
+
+    function test_VectorsAssignment() external view {
+        Assignment memory assignment = Assignment(
+            _bytes32(".jobId"),
+            vm.parseJsonAddress(json, ".assignment.node"),
+            uint64(vm.parseJsonUint(json, ".assignment.expiry"))
+        );
+        _assertSigned(TypedData.hash(assignment), ".assignment", 2);
+    }
+
+    function test_VectorsReceipt() external view {
+        SignedReceipt memory receipt = SignedReceipt(
+            _bytes32(".jobId"), uint128(vm.parseJsonUint(json, ".receipt.price")), _bytes32(".receipt.resultHash")
+        );
+        _assertSigned(TypedData.hash(receipt), ".receipt", 1);
+    }
+
+    function _assertSigned(bytes32 structHash, string memory path, uint32 keyIndex) internal view {
+        bytes32 digest = _digest(structHash);
+        assertEq(digest, _bytes32(string.concat(path, ".digest")));
+        uint256 key = vm.deriveKey(MNEMONIC, keyIndex);
+        assertEq(vm.addr(key), vm.parseJsonAddress(json, string.concat(path, ".signer")));
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+        assertEq(abi.encodePacked(r, s, v), vm.parseJsonBytes(json, string.concat(path, ".signature")));
+    }
+
+    /// @dev forge's own implementation of EIP-712 agrees: the order as `eth_signTypedData_v4` would be asked to sign it.
+    function test_VectorsAgreeWithEthSignTypedData() external view {
+        string memory types = string.concat(
+            '{"types":{"EIP712Domain":[{"name":"name","type":"string"},{"name":"version","type":"string"},',
+            '{"name":"chainId","type":"uint256"},{"name":"verifyingContract","type":"address"}],"Order":[',
+            '{"name":"requester","type":"address"},{"name":"token","type":"address"},',
+            '{"name":"maxPrice","type":"uint128"},{"name":"node","type":"address"},',
+            '{"name":"assigner","type":"address"},{"name":"specHash","type":"bytes32"},',
+            '{"name":"deadline","type":"uint64"},{"name":"challengeWindow","type":"uint32"},',
+            '{"name":"arbiter","type":"address"},{"name":"maxFeeBps","type":"uint16"},',
+            '{"name":"nonce","type":"uint64"}]},"primaryType":"Order","domain":'
+        );
+        string memory typedData = string.concat(types, _object("domain"), ',"message":', _object("order"), "}");
+        assertEq(vm.eip712HashTypedData(typedData), _bytes32(".jobId"));
+    }
+
+    /// @dev The text of a member of the vectors that is an object without nested ones.
+    function _object(string memory key) internal view returns (string memory) {
+        uint256 start = vm.indexOf(json, string.concat('"', key, '": {')) + bytes(key).length + 4;
+        bytes memory source = bytes(json);
+        uint256 end = start;
+        while (source[end] != "}") ++end;
+        bytes memory text = new bytes(end + 1 - start);
+        for (uint256 i = 0; i < text.length; ++i) {
+            text[i] = source[start + i];
+        }
+        return string(text);
+    }
+}
