@@ -8,7 +8,7 @@ export LITTORAL_ROOT=$ROOT
 export SQLX_OFFLINE=true
 [[ -d $HOME/.cargo/bin ]] && PATH=$PATH:$HOME/.cargo/bin
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+say() { if [[ -t 1 ]]; then printf '\033[1m==> %s\033[0m\n' "$*"; else printf '==> %s\n' "$*"; fi; }
 die() {
   printf 'error: %s\n' "$*" >&2
   exit 2

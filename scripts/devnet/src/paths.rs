@@ -106,7 +106,7 @@ fn owner(name: &OsStr) -> Option<Pid> {
 }
 
 /// Removes a directory and what a symlinked `data` inside it points to (see [`crate::Postgres`]). Best effort.
-pub(crate) fn remove_tree(dir: &Path) {
+pub fn remove_tree(dir: &Path) {
     if let Ok(elsewhere) = fs::read_link(dir.join("data"))
         && let Some(home) = elsewhere.parent()
         && home.starts_with("/var/tmp")

@@ -103,17 +103,13 @@ impl Launch {
         self
     }
 
-    /// The command line, behind `setpriv` where that exists (any Linux): it keeps the process id, sets the signal that
-    /// the kernel sends when we die, and changes the user. Doing so between fork and exec here would need unsafe code.
+    /// The command line, behind `setpriv` where that exists (any Linux): it keeps the process id and sets the signal that
+    /// the kernel sends when we die. Doing so between fork and exec here would need unsafe code.
     fn command(&self) -> Command {
         let setpriv = Path::new("/usr/bin/setpriv");
         let mut command = if setpriv.is_file() {
             let mut command = Command::new(setpriv);
-            command.arg("--pdeathsig").arg(signal_name(self.stop));
-            if let Some(user) = self.user {
-                command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.gid)]).arg("--clear-groups");
-            }
-            command.arg("--").arg(&self.program);
+            command.args(["--pdeathsig", signal_name(self.stop), "--"]).arg(&self.program);
             command
         } else {
             Command::new(&self.program)
@@ -121,6 +117,9 @@ impl Launch {
         command.args(&self.args).envs(self.env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
         // Ctrl-C in a terminal goes to its whole foreground group; we want to stop our children ourselves, in order.
         command.process_group(0);
+        if let Some(user) = self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }

@@ -68,6 +68,22 @@ async fn postgres_recovers_from_a_kill_and_refuses_a_port_in_use() {
 }
 
 #[tokio::test]
+async fn postgres_runs_where_its_own_user_may_not_enter() {
+    // Mode 0700, ours: as in a clone under /root.
+    let dir = tempfile::tempdir().unwrap();
+    let server = Postgres::start(dir.path(), None).await.unwrap();
+    let url = server.create_database("kept").await.unwrap();
+    drop(server);
+    let again = Postgres::start(dir.path(), None).await.unwrap();
+    assert_eq!(psql(again.database_url("kept").as_str(), "select 1").await.unwrap(), "1");
+    assert_eq!(url.password(), again.url().password());
+    drop(again);
+    let data = dir.path().join("data").canonicalize().unwrap();
+    devnet::paths::remove_tree(dir.path());
+    assert!(!data.exists(), "{} is left behind", data.display());
+}
+
+#[tokio::test]
 async fn test_databases_are_separate_and_dropped() {
     let (one, two) = tokio::try_join!(TestDatabase::create(), TestDatabase::create()).unwrap();
     psql(one.url(), "create table only_here (x int)").await.unwrap();
