@@ -3,12 +3,14 @@
 
 pub mod blob;
 pub mod chain;
+pub mod chain_view;
 pub mod escrow;
 pub mod job_view;
 pub mod leader;
 pub mod node_profile;
 pub mod node_view;
 pub mod outbox;
+pub mod projection;
 pub mod registry;
 pub mod session;
 pub mod settlement;

@@ -1,1 +1,448 @@
-//! Leases, completions and the payments that they make due. Writer: the API.
+//! Leases, completions and the payments that they make due. Writer: the API. What may become of a lease is decided by
+//! [`crate::job::Work`]; here rows are locked, read and written.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256};
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnection, PgListener};
+
+use super::outbox::Source;
+use super::types::{DbAddress, DbAmount, DbHash};
+use crate::Amount;
+use crate::job::{Fence, Work, WorkState};
+use crate::redis::keys::PRIORITY_BOOST_MS;
+
+/// The Postgres channel that is notified when a job went back to the queue.
+const REQUEUED: &str = "littoral_job_requeued";
+/// Open jobs that are looked at, oldest first, to find the first ones of the queue.
+const QUEUE_WINDOW: i64 = 1000;
+/// Characters that are kept of a node's reason for giving up.
+const ERROR_CHARS: usize = 1000;
+
+/// What a node can be given.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// The operator's address.
+    pub node: Address,
+    /// What it performs.
+    pub operations: Vec<String>,
+    /// The assigner whose open orders it can be bound to.
+    pub assigner: Address,
+    /// Jobs with an earlier deadline are not given out.
+    pub deadline_from: DateTime<Utc>,
+}
+
+/// A lease that a node holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The job.
+    pub job_id: B256,
+    /// Its fence.
+    pub fence: Fence,
+    /// When it ends unless renewed.
+    pub expires_at: DateTime<Utc>,
+    /// How many leases of the job ended before.
+    pub attempts: i32,
+}
+
+/// A result with all that its settlement needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// Under which lease.
+    pub fence: Fence,
+    /// By whom.
+    pub node: Address,
+    /// Where the output is.
+    pub output_cid: String,
+    /// SHA2-256 of the output.
+    pub result_hash: B256,
+    /// What the receipt asks, in the token's smallest unit.
+    pub price: Amount,
+    /// By the node, over `Receipt`.
+    pub receipt_signature: Vec<u8>,
+    /// Unix seconds; zero where the order names its node.
+    pub assignment_expiry: u64,
+    /// By the assigner, over `Assignment`; empty where the order names its node.
+    pub assignment_signature: Vec<u8>,
+    /// When the lease began.
+    pub started_at: DateTime<Utc>,
+    /// When the result came.
+    pub completed_at: DateTime<Utc>,
+}
+
+/// How a lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// With a result.
+    Completed,
+    /// The node gave up.
+    Failed,
+    /// It was not renewed in time.
+    Expired,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+struct Row {
+    job_id: DbHash,
+    state: String,
+    fence: i64,
+    attempts: i32,
+    node: Option<DbAddress>,
+    leased_at: Option<DateTime<Utc>>,
+    lease_expires_at: Option<DateTime<Utc>>,
+    not_before: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    fn read(self) -> Result<(B256, Work), sqlx::Error> {
+        let node = self.node.map(Address::from);
+        let state = match (self.state.as_str(), node, self.leased_at, self.lease_expires_at) {
+            ("queued", ..) => WorkState::Queued { not_before: self.not_before },
+            ("leased", Some(node), Some(since), Some(expires_at)) => WorkState::Leased { node, since, expires_at },
+            ("completed", Some(node), ..) => WorkState::Completed { node },
+            ("failed", ..) => WorkState::Failed,
+            (other, ..) => return Err(sqlx::Error::Decode(format!("{other:?} is not a whole job_work").into())),
+        };
+        Ok((self.job_id.0, Work { fence: Fence(self.fence), attempts: self.attempts, state }))
+    }
+}
+
+/// A query over `escrow_job e` and `job_work w`, narrowed to what a [`Worker`] can be given at a moment.
+macro_rules! claimable {
+    ($what:ident!($($ty:ty,)? $select:literal, $rest:literal), $worker:expr, $now:expr, $($arg:expr),*) => {
+        sqlx::$what!(
+            $($ty,)?
+            $select + "
+             where e.state = 'open' and e.spec_valid and e.deadline >= $1 and e.operation = any($2)
+                 and (e.order_node = $3 or (e.order_node = $4 and e.assigner = $5))
+                 and (w.job_id is null or (w.state = 'queued' and (w.not_before is null or w.not_before <= $6)))
+            " + $rest,
+            $worker.deadline_from,
+            &$worker.operations,
+            DbAddress($worker.node) as _,
+            DbAddress(Address::ZERO) as _,
+            DbAddress($worker.assigner) as _,
+            $now,
+            $($arg),*
+        )
+    };
+}
+
+/// Jobs that `worker` can be given, in the order of the queue, at most `limit`. Looks at the oldest thousand, so that a
+/// long queue does not make it slow: priorities count among those.
+pub async fn candidates(
+    db: &mut PgConnection,
+    worker: &Worker,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<Vec<B256>, sqlx::Error> {
+    let ids = claimable!(
+        query_scalar!(
+            r#"select q.job_id as "job_id!: DbHash" from (
+                select e.job_id,
+                    floor(extract(epoch from e.opened_at) * 1000)::bigint
+                        - (coalesce(s.priority, 100) - 100)::bigint * $7::bigint as score
+                from escrow_job e
+                left join job_work w on w.job_id = e.job_id
+                left join job_submission s on s.job_id = e.job_id"#,
+            "order by e.opened_block, e.job_id limit $8
+            ) q
+            order by q.score, q.job_id limit $9"
+        ),
+        worker,
+        now,
+        PRIORITY_BOOST_MS,
+        QUEUE_WINDOW,
+        limit
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(ids.into_iter().map(B256::from).collect())
+}
+
+/// Gives jobs that were never claimed a row to be locked, if they are in the escrow. In order of id, so that two of these
+/// cannot wait for each other.
+pub async fn ensure_rows(db: &mut PgConnection, job_ids: &[B256], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
+    sqlx::query!(
+        "insert into job_work (job_id, state, fence, attempts, updated_at)
+         select e.job_id, 'queued', 0, 0, $2 from escrow_job e where e.job_id = any($1) order by e.job_id
+         on conflict do nothing",
+        &ids[..] as _,
+        now
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Locks the first of `job_ids` that `worker` can be given and no other transaction has locked.
+pub async fn lock_first(
+    db: &mut PgConnection,
+    job_ids: &[B256],
+    worker: &Worker,
+    now: DateTime<Utc>,
+) -> Result<Option<(B256, Work)>, sqlx::Error> {
+    let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
+    claimable!(
+        query_as!(
+            Row,
+            r#"select w.job_id as "job_id: DbHash", w.state, w.fence, w.attempts, w.node as "node?: DbAddress",
+                w.leased_at, w.lease_expires_at, w.not_before
+            from escrow_job e join job_work w on w.job_id = e.job_id"#,
+            "and e.job_id = any($7::bytea[])
+            order by array_position($7::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
+        ),
+        worker,
+        now,
+        &ids[..] as _
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Row::read)
+    .transpose()
+}
+
+/// The work on a job, locked until the transaction ends; nothing if no node ever claimed it.
+pub async fn lock(db: &mut PgConnection, job_id: B256) -> Result<Option<Work>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"select job_id as "job_id: DbHash", state, fence, attempts, node as "node?: DbAddress", leased_at,
+            lease_expires_at, not_before
+        from job_work where job_id = $1 for update"#,
+        DbHash(job_id) as _
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(Row::read).transpose()?.map(|(_, work)| work))
+}
+
+/// Locks up to `limit` jobs whose lease has ended at `now`, leaving those that another transaction works on.
+pub async fn lock_expired(
+    db: &mut PgConnection,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<Vec<(B256, Work)>, sqlx::Error> {
+    sqlx::query_as!(
+        Row,
+        r#"select job_id as "job_id: DbHash", state, fence, attempts, node as "node?: DbAddress", leased_at,
+            lease_expires_at, not_before
+        from job_work where state = 'leased' and lease_expires_at <= $1
+        order by lease_expires_at limit $2 for update skip locked"#,
+        now,
+        limit
+    )
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .map(Row::read)
+    .collect()
+}
+
+/// Leases that `node` holds at `now`, oldest first.
+pub async fn held(db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> Result<Vec<Held>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select job_id as "job_id: DbHash", fence, lease_expires_at as "lease_expires_at!", attempts
+           from job_work where state = 'leased' and node = $1 and lease_expires_at > $2 order by leased_at, job_id"#,
+        DbAddress(node) as _,
+        now
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Held {
+            job_id: row.job_id.0,
+            fence: Fence(row.fence),
+            expires_at: row.lease_expires_at,
+            attempts: row.attempts,
+        })
+        .collect())
+}
+
+/// Writes what became of the work on a job: from `before`, which the caller has locked, to `after`. An error if the row is
+/// not what `before` says.
+pub async fn save(
+    db: &mut PgConnection,
+    job_id: B256,
+    before: &Work,
+    after: &Work,
+    error: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let (state, node, leased_at, lease_expires_at, not_before) = match &after.state {
+        WorkState::Queued { not_before } => ("queued", None, None, None, *not_before),
+        WorkState::Leased { node, since, expires_at } => ("leased", Some(*node), Some(*since), Some(*expires_at), None),
+        WorkState::Completed { node } => ("completed", Some(*node), None, None, None),
+        WorkState::Failed => ("failed", None, None, None, None),
+    };
+    let error = error.map(|text| text.chars().take(ERROR_CHARS).collect::<String>());
+    let saved = sqlx::query!(
+        "update job_work set state = $4, fence = $5, attempts = $6, node = $7, leased_at = $8, lease_expires_at = $9,
+             not_before = $10, last_error = coalesce($11, last_error), updated_at = $12
+         where job_id = $1 and fence = $2 and state = $3",
+        DbHash(job_id) as _,
+        before.fence.0,
+        state_name(&before.state),
+        state,
+        after.fence.0,
+        after.attempts,
+        node.map(DbAddress) as _,
+        leased_at,
+        lease_expires_at,
+        not_before,
+        error,
+        now
+    )
+    .execute(&mut *db)
+    .await?;
+    if saved.rows_affected() != 1 {
+        return Err(sqlx::Error::RowNotFound);
+    }
+    if matches!(after.state, WorkState::Queued { .. }) {
+        sqlx::query!("select pg_notify($1, '')", REQUEUED).execute(db).await?;
+    }
+    Ok(())
+}
+
+fn state_name(state: &WorkState) -> &'static str {
+    match state {
+        WorkState::Queued { .. } => "queued",
+        WorkState::Leased { .. } => "leased",
+        WorkState::Completed { .. } => "completed",
+        WorkState::Failed => "failed",
+    }
+}
+
+/// Notes that a lease began.
+pub async fn begin_attempt(
+    db: &mut PgConnection,
+    job_id: B256,
+    fence: Fence,
+    node: Address,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "insert into job_attempt (job_id, fence, node, leased_at) values ($1, $2, $3, $4)",
+        DbHash(job_id) as _,
+        fence.0,
+        DbAddress(node) as _,
+        now
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Notes how a lease ended.
+pub async fn end_attempt(
+    db: &mut PgConnection,
+    job_id: B256,
+    fence: Fence,
+    outcome: Outcome,
+    error: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let error = error.map(|text| text.chars().take(ERROR_CHARS).collect::<String>());
+    let ended = sqlx::query!(
+        "update job_attempt set ended_at = $3, outcome = $4, error = $5
+         where job_id = $1 and fence = $2 and ended_at is null",
+        DbHash(job_id) as _,
+        fence.0,
+        now,
+        outcome.name(),
+        error
+    )
+    .execute(db)
+    .await?;
+    if ended.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
+}
+
+/// Keeps a result and the payment of its price, in `token`, that it makes due.
+pub async fn insert_completion(
+    db: &mut PgConnection,
+    job_id: B256,
+    token: Address,
+    completion: &Completion,
+) -> Result<(), sqlx::Error> {
+    let expiry = i64::try_from(completion.assignment_expiry).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+    sqlx::query!(
+        "insert into job_completion (job_id, fence, node, output_cid, result_hash, price, receipt_signature,
+             assignment_expiry, assignment_signature, started_at, completed_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        DbHash(job_id) as _,
+        completion.fence.0,
+        DbAddress(completion.node) as _,
+        completion.output_cid,
+        DbHash(completion.result_hash) as _,
+        DbAmount(completion.price) as _,
+        completion.receipt_signature,
+        expiry,
+        completion.assignment_signature,
+        completion.started_at,
+        completion.completed_at
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "insert into payment_due (job_id, node, token, amount, created_at) values ($1, $2, $3, $4, $5)",
+        DbHash(job_id) as _,
+        DbAddress(completion.node) as _,
+        DbAddress(token) as _,
+        DbAmount(completion.price) as _,
+        completion.completed_at
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The result of a job, if it has one.
+pub async fn completion(db: &mut PgConnection, job_id: B256) -> Result<Option<Completion>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select fence, node as "node: DbAddress", output_cid, result_hash as "result_hash: DbHash",
+            price as "price: DbAmount", receipt_signature, assignment_expiry, assignment_signature, started_at, completed_at
+        from job_completion where job_id = $1"#,
+        DbHash(job_id) as _
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(|row| {
+        Ok(Completion {
+            fence: Fence(row.fence),
+            node: row.node.0,
+            output_cid: row.output_cid,
+            result_hash: row.result_hash.0,
+            price: row.price.0,
+            receipt_signature: row.receipt_signature,
+            assignment_expiry: super::chain::from_db(row.assignment_expiry)?,
+            assignment_signature: row.assignment_signature,
+            started_at: row.started_at,
+            completed_at: row.completed_at,
+        })
+    })
+    .transpose()
+}
+
+/// A connection that hears when a job may have become claimable: something changed on the chain, or a job went back to
+/// the queue. It reconnects by itself; what happens meanwhile is not heard, so listeners look for themselves now and then.
+pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.ignore_pool_close_event(true);
+    listener.listen_all([Source::Chain.channel(), REQUEUED]).await?;
+    Ok(listener)
+}
+
+/// How long to wait before [`listen`] is tried again.
+pub const LISTEN_RETRY: Duration = Duration::from_secs(1);
