@@ -112,8 +112,8 @@ impl Demo {
     pub async fn run(&mut self) -> anyhow::Result<()> {
         self.deposit().await?;
         let job = self.submit().await?;
-        self.watch(&job).await?;
-        self.check_api(&job).await?;
+        let settlement = self.watch(&job).await?;
+        self.check_api(&job, settlement).await?;
         self.fetch(&job).await?;
         self.check_payment(job.job_id).await?;
         let token = self.options.token.to_string();
@@ -156,7 +156,8 @@ impl Demo {
         Ok(Submitted { job_id, identity, input })
     }
 
-    async fn watch(&mut self, job: &Submitted) -> anyhow::Result<()> {
+    /// Shows the job's way to its payment; returns the transaction that paid it.
+    async fn watch(&mut self, job: &Submitted) -> anyhow::Result<B256> {
         let started = Instant::now();
         let mut last = String::new();
         let id = job.job_id.to_string();
@@ -174,14 +175,16 @@ impl Demo {
             [log] => log.transaction_hash.context("the payment's log has no transaction")?,
             logs => bail!("the job was paid {} times", logs.len()),
         };
-        self.record("settler pays the node", &[settlement], said.took).await
+        self.record("settler pays the node", &[settlement], said.took).await?;
+        Ok(settlement)
     }
 
     /// The API says of the job what the chain says.
-    async fn check_api(&self, job: &Submitted) -> anyhow::Result<()> {
+    async fn check_api(&self, job: &Submitted, settlement: B256) -> anyhow::Result<()> {
         let url = format!("{}/lit-compute/jobs/{}", self.api_url, job.job_id);
         let answer: serde_json::Value = reqwest::get(&url).await?.error_for_status()?.json().await?;
         ensure!(answer["status"] == "paid", "{url} does not say paid: {answer}");
+        ensure!(answer["closedTx"] == settlement.to_string(), "{url} does not name {settlement}: {answer}");
         Ok(())
     }
 
