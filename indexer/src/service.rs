@@ -1,0 +1,252 @@
+//! The process: waits for the lead, follows the chain while it has it, and steps back when it loses it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use market::db::leader::{Leadership, Role};
+use market::db::outbox::{self, Source as OutboxSource};
+use market::deployment::Deployment;
+use market::fold::Contracts;
+use market::rpc::RpcError;
+use market::settings::{ChainArgs, StoreArgs};
+use market::{clock, db, rpc};
+use sqlx::postgres::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::follower::{FollowError, Follower, Progress, Remedy, is_transient, stored_cursor};
+use crate::source::Source;
+use crate::status::{self, Status};
+
+/// Pause before a failed attempt is repeated; doubles up to [`LONGEST_PAUSE`].
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How often a standby looks whether the lead is free.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the outbox is measured.
+const OUTBOX_INTERVAL: Duration = Duration::from_secs(5);
+/// Id of local development chains, whose blocks come as fast as transactions do.
+const LOCAL_CHAIN_ID: u64 = 31337;
+
+/// Options of `littoral-indexer run`.
+#[derive(Args, Clone)]
+pub struct RunArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub store: StoreArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub chain: ChainArgs,
+
+    /// Milliseconds between two looks at the chain [default: 500, or 50 on chain 31337]
+    #[arg(long, env = "POLL_INTERVAL_MS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub poll_interval_ms: Option<u64>,
+
+    /// Most blocks that one query of logs spans; fewer are asked for where the endpoint refuses
+    #[arg(long, env = "MAX_LOG_RANGE", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_log_range: u64,
+
+    /// Address and port on which to serve /health and /metrics, such as 127.0.0.1:9102
+    #[arg(long, env = "METRICS_BIND", value_name = "ADDRESS")]
+    pub metrics_bind: Option<SocketAddr>,
+}
+
+/// Runs until `shutdown`, or until something is wrong that trying again does not mend.
+pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let deployment = Deployment::read(&args.chain.deployment)?;
+    let contracts = Contracts::from(&deployment);
+    let pool = db::connect(&args.store.database_url, args.store.database_max_connections)
+        .await
+        .context("cannot connect to Postgres (DATABASE_URL)")?;
+    db::migrate(&pool).await.context("cannot apply the migrations")?;
+    stored_cursor(&pool, &contracts).await?;
+
+    let status = Status::default();
+    if let Some(bind) = args.metrics_bind {
+        status::serve(bind, status.clone(), shutdown.clone()).await?;
+    }
+    let Some(source) = connect(&args, &deployment, contracts, &status, &shutdown).await? else { return Ok(()) };
+    let poll_interval = args.poll_interval_ms.map_or_else(
+        || if deployment.chain_id == LOCAL_CHAIN_ID { Duration::from_millis(50) } else { Duration::from_millis(500) },
+        Duration::from_millis,
+    );
+    let service = Service {
+        pool,
+        source,
+        status,
+        poll_interval,
+        deploy_block: deployment.deploy_block,
+        max_range: args.max_log_range,
+    };
+    tokio::select! {
+        result = service.run() => result,
+        () = shutdown.cancelled() => Ok(()),
+    }?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Reaches the chain, however long that takes, unless it is the wrong one. Nothing if shut down meanwhile.
+async fn connect(
+    args: &RunArgs,
+    deployment: &Deployment,
+    contracts: Contracts,
+    status: &Status,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<Source>> {
+    let provider = rpc::provider(&args.chain.rpc_url);
+    let mut pause = Pause::default();
+    loop {
+        match rpc::verify(&provider, deployment).await {
+            Ok(()) => return Ok(Some(Source::new(provider, contracts))),
+            Err(error @ RpcError::Transport(_)) => {
+                tracing::warn!(%error, "cannot reach the chain yet");
+                status.failing(&error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = pause.wait() => {}
+            () = shutdown.cancelled() => return Ok(None),
+        }
+    }
+}
+
+struct Service {
+    pool: PgPool,
+    source: Source,
+    status: Status,
+    poll_interval: Duration,
+    deploy_block: u64,
+    max_range: u64,
+}
+
+impl Service {
+    async fn run(&self) -> anyhow::Result<()> {
+        let mut pause = Pause::default();
+        loop {
+            self.status.standing_by();
+            let leadership = self.wait_for_lead(&mut pause).await?;
+            let (epoch, since) = (leadership.epoch(), Instant::now());
+            self.status.leading();
+            tracing::info!(epoch, "leading");
+            let error = self.lead(leadership).await;
+            if error.remedy() == Remedy::Stop {
+                return Err(error.into());
+            }
+            tracing::warn!(epoch, %error, "back to standby");
+            if since.elapsed() > LONGEST_PAUSE {
+                pause = Pause::default();
+            }
+            pause.wait().await;
+        }
+    }
+
+    async fn wait_for_lead(&self, pause: &mut Pause) -> anyhow::Result<Leadership> {
+        let mut said = false;
+        loop {
+            match Leadership::try_acquire(&self.pool, Role::Indexer, clock::now()).await {
+                Ok(Some(leadership)) => return Ok(leadership),
+                Ok(None) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::info!("another indexer leads; standing by");
+                    }
+                    tokio::time::sleep(STANDBY_INTERVAL).await;
+                }
+                Err(error) if is_transient(&error) => {
+                    tracing::warn!(%error, "cannot reach the database");
+                    pause.wait().await;
+                }
+                Err(error) => return Err(error).context("cannot take the lead"),
+            }
+        }
+    }
+
+    /// Follows the chain until that is no longer possible.
+    async fn lead(&self, mut leadership: Leadership) -> FollowError {
+        let mut follower = None;
+        let mut pause = Pause::default();
+        let mut measured_at: Option<Instant> = None;
+        loop {
+            let result = self.look(&mut leadership, &mut follower, &mut measured_at).await;
+            match result {
+                Ok(progress) => {
+                    pause = Pause::default();
+                    self.status.progress(&progress);
+                    report(&progress);
+                    if progress.step.is_none() {
+                        tokio::time::sleep(self.poll_interval).await;
+                    }
+                }
+                Err(error) if error.remedy() == Remedy::Retry => {
+                    self.status.failing(&error);
+                    tracing::warn!(%error, "cannot read the chain; trying again");
+                    pause.wait().await;
+                }
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        leadership: &mut Leadership,
+        follower: &mut Option<Follower>,
+        measured_at: &mut Option<Instant>,
+    ) -> Result<Progress, FollowError> {
+        leadership.check().await?;
+        if measured_at.is_none_or(|at| at.elapsed() > OUTBOX_INTERVAL) {
+            let mut db = self.pool.acquire().await?;
+            status::outbox_depth(outbox::depth(&mut db, OutboxSource::Chain).await?.0);
+            *measured_at = Some(Instant::now());
+        }
+        let following = match follower {
+            Some(following) => following,
+            None => follower.insert(
+                Follower::start(
+                    self.pool.clone(),
+                    self.source.clone(),
+                    leadership.fence(),
+                    self.deploy_block,
+                    self.max_range,
+                )
+                .await?,
+            ),
+        };
+        following.advance(clock::now()).await
+    }
+}
+
+/// One line a step: reorgs at warn, steps with events at info, others at debug.
+fn report(progress: &Progress) {
+    let (head, cursor) = (progress.head, progress.cursor);
+    let Some(step) = progress.step else { return };
+    let (blocks, events, rows) = (cursor.number.abs_diff(step.from.number), step.events, step.applied.rows);
+    if let Some(depth) = step.reorg_depth {
+        let (undone, from, from_hash) = (step.applied.events_undone, step.from.number, step.from.hash);
+        let (to, to_hash) = (cursor.number, cursor.hash);
+        tracing::warn!(depth, from, %from_hash, to, %to_hash, undone, events, rows, head, "followed a reorg");
+    } else if events > 0 || blocks > 1 {
+        tracing::info!(cursor = cursor.number, hash = %cursor.hash, blocks, events, rows, head, "applied");
+    } else {
+        tracing::debug!(cursor = cursor.number, hash = %cursor.hash, blocks, events, rows, head, "applied");
+    }
+}
+
+/// Waits longer each time.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(SHORTEST_PAUSE)
+    }
+}
+
+impl Pause {
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+    }
+}
