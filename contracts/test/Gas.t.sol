@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.37;
+
+import {Vm} from "forge-std/Vm.sol";
+
+import {JobSpec, Order, Result} from "../src/interfaces/IJobEscrow.sol";
+import {Base} from "./Base.sol";
+
+/// @notice What everything costs, as transactions of their own: intrinsic gas and cold storage included, refunds taken off.
+/// @dev The figures are kept in `snapshots/`, and `forge test` fails when one changes. After a change that is meant, run
+/// `FORGE_SNAPSHOT_CHECK=false forge test --match-contract Gas` and commit what it wrote. Batches are the dear kind:
+/// every item has a requester of its own. The node has earned before.
+/// forge-config: default.isolate = true
+contract GasTest is Base {
+    string internal constant ESCROW = "JobEscrow";
+    string internal constant REGISTRY = "NodeRegistry";
+
+    enum Kind {
+        Named,
+        Windowed,
+        Assigned
+    }
+
+    function setUp() public override {
+        super.setUp();
+        // Two jobs before the first that is measured, so that the node's earnings and the settler are not new.
+        for (uint64 i = 0; i < 2; ++i) {
+            Order memory order = _order();
+            order.nonce = type(uint64).max - i;
+            order.token = i == 0 ? NATIVE : address(token);
+            _open(order);
+            _submit(_result(order));
+        }
+    }
+
+    // ── Requesters ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function test_Deposit() external {
+        address fresh = makeAddr("fresh");
+        vm.deal(fresh, 10 ether);
+        vm.startPrank(fresh);
+        escrow.deposit{value: 1 ether}(NATIVE, 1 ether);
+        assertLt(vm.snapshotGasLastCall(ESCROW, "deposit native, first"), 50_907);
+        escrow.deposit{value: 1 ether}(NATIVE, 1 ether);
+        assertLt(vm.snapshotGasLastCall(ESCROW, "deposit native, next"), 33_807);
+    }
+
+    function test_DepositToken() external {
+        address fresh = makeAddr("fresh");
+        token.mint(fresh, 10 ether);
+        vm.startPrank(fresh);
+        token.approve(address(escrow), type(uint256).max);
+        escrow.deposit(address(token), 1 ether);
+        vm.snapshotGasLastCall(ESCROW, "deposit ERC-20, first");
+        escrow.deposit(address(token), 1 ether);
+        vm.snapshotGasLastCall(ESCROW, "deposit ERC-20, next");
+    }
+
+    function test_OpenJob() external {
+        vm.startPrank(requester.addr);
+        escrow.deposit{value: 5 * MAX_PRICE}(NATIVE, 5 * MAX_PRICE);
+        Order memory order = _order();
+        JobSpec memory spec = _spec();
+        spec.params = '{"to":"0x2fe57da347cd62431528daac5fbb290730fff684afc4cfc2ed90995f58cb3b74"}';
+        order.specHash = _specHash(spec);
+        escrow.openJob(order, spec);
+        vm.snapshotGasLastCall(ESCROW, "openJob from the deposit");
+        order.nonce = 1;
+        escrow.openJob{value: MAX_PRICE}(order, spec);
+        vm.snapshotGasLastCall(ESCROW, "openJob with value");
+    }
+
+    function test_Withdraw() external {
+        vm.startPrank(requester.addr);
+        escrow.deposit{value: 10 ether}(NATIVE, 10 ether);
+        escrow.thaw(NATIVE, 1 ether);
+        vm.snapshotGasLastCall(ESCROW, "thaw, first");
+        skip(THAW_PERIOD);
+        escrow.withdraw(NATIVE, requester.addr);
+        assertLt(vm.snapshotGasLastCall(ESCROW, "withdraw native to oneself"), 40_509);
+        escrow.thaw(NATIVE, 1 ether);
+        vm.snapshotGasLastCall(ESCROW, "thaw, next");
+        skip(THAW_PERIOD);
+        escrow.withdraw(NATIVE, settler);
+        vm.snapshotGasLastCall(ESCROW, "withdraw native to another");
+    }
+
+    function test_WithdrawEarned() external {
+        vm.startPrank(node.addr);
+        escrow.withdrawEarned(NATIVE, node.addr);
+        assertLt(vm.snapshotGasLastCall(ESCROW, "withdrawEarned native to oneself"), 40_509);
+        escrow.withdrawEarned(address(token), node.addr);
+        vm.snapshotGasLastCall(ESCROW, "withdrawEarned ERC-20 to oneself");
+    }
+
+    // ── Batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// @dev Opens `n` jobs of distinct requesters, who keep a free balance.
+    function _openMany(Kind kind, uint256 n) internal returns (Order[] memory orders, Result[] memory results) {
+        orders = new Order[](n);
+        results = new Result[](n);
+        Vm.Wallet memory usual = requester;
+        for (uint256 i = 0; i < n; ++i) {
+            requester.addr = address(uint160(uint256(keccak256(abi.encode("requester", i)))));
+            vm.deal(requester.addr, 1000 ether);
+            vm.prank(requester.addr);
+            escrow.deposit{value: 1 ether}(NATIVE, 1 ether);
+            orders[i] = kind == Kind.Named ? _order() : kind == Kind.Windowed ? _windowedOrder() : _assignedOrder();
+            _open(orders[i]);
+            results[i] = _result(orders[i]);
+        }
+        requester = usual;
+    }
+
+    function _snapshotBatch(string memory name, uint256 n) internal returns (uint256 perItem) {
+        perItem = vm.snapshotGasLastCall(ESCROW, string.concat(name, ", batch of ", vm.toString(n))) / n;
+        vm.snapshotValue(ESCROW, string.concat(name, ", batch of ", vm.toString(n), ", per item"), perItem);
+    }
+
+    function _settle(Kind kind, string memory name, uint256 n) internal returns (uint256 perItem) {
+        (Order[] memory orders, Result[] memory results) = _openMany(kind, n);
+        vm.prank(settler);
+        escrow.submitResults(results);
+        perItem = _snapshotBatch(string.concat("submitResults ", name), n);
+        if (kind == Kind.Named) {
+            assertEq(escrow.earned(node.addr, NATIVE), PRICE * (n + 1));
+            return perItem;
+        }
+        skip(WINDOW);
+        vm.prank(settler);
+        escrow.finalize(orders);
+        _snapshotBatch(string.concat("finalize ", name), n);
+        assertEq(escrow.earned(node.addr, NATIVE), PRICE * (n + 1));
+    }
+
+    function test_SettleOne() external {
+        assertLt(_settle(Kind.Named, "paid at once", 1), 116_712);
+    }
+
+    function test_SettleOneWindowed() external {
+        assertLt(_settle(Kind.Windowed, "windowed", 1), 116_712);
+    }
+
+    function test_SettleOneAssigned() external {
+        assertLt(_settle(Kind.Assigned, "assigned", 1), 116_712);
+    }
+
+    function test_SettleBatchOf32() external {
+        assertLt(_settle(Kind.Named, "paid at once", 32), 67_317);
+    }
+
+    function test_SettleBatchOf128() external {
+        assertLt(_settle(Kind.Named, "paid at once", 128), 67_317);
+    }
+
+    function test_SettleWindowedBatchOf32() external {
+        assertLt(_settle(Kind.Windowed, "windowed", 32), 67_317);
+    }
+
+    function test_SettleAssignedBatchOf32() external {
+        assertLt(_settle(Kind.Assigned, "assigned", 32), 67_317);
+    }
+
+    function test_SettleAssignedBatchOf128() external {
+        assertLt(_settle(Kind.Assigned, "assigned", 128), 67_317);
+    }
+
+    /// @dev One job on-chain from its opening to its payment, when 32 are settled together.
+    function test_WholeJob() external {
+        Order memory order = _order();
+        order.nonce = 99;
+        vm.startPrank(requester.addr);
+        escrow.deposit{value: 2 * MAX_PRICE}(NATIVE, 2 * MAX_PRICE);
+        escrow.openJob(order, _spec());
+        uint256 opening = vm.lastCallGas().gasTotalUsed;
+        vm.stopPrank();
+        uint256 settling = _settle(Kind.Named, "paid at once", 32);
+        vm.snapshotValue(ESCROW, "one job, opened and paid at once in a batch of 32", opening + settling);
+        assertLt(opening + settling, 150_000);
+    }
+
+    function test_RefundBatchOf32() external {
+        (Order[] memory orders,) = _openMany(Kind.Named, 32);
+        vm.warp(orders[0].deadline + 1);
+        vm.prank(settler);
+        escrow.refundExpired(orders);
+        _snapshotBatch("refundExpired", 32);
+    }
+
+    function test_SkippedBatchOf32() external {
+        (, Result[] memory results) = _openMany(Kind.Named, 32);
+        escrow.submitResults(results);
+        vm.prank(settler);
+        escrow.submitResults(results);
+        _snapshotBatch("submitResults all skipped", 32);
+    }
+
+    // ── Nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function test_Registry() external {
+        vm.deal(otherNode.addr, 10 ether);
+        vm.startPrank(otherNode.addr);
+        registry.register{value: MIN_STAKE}(
+            "node", new bytes(32), otherNode.addr, 4, _operations(), "https://node.example"
+        );
+        vm.snapshotGasLastCall(REGISTRY, "register with a stake");
+        registry.update(new bytes(32), otherNode.addr, 5, _operations(), "https://node.example");
+        vm.snapshotGasLastCall(REGISTRY, "update");
+        registry.stake{value: 1 ether}(otherNode.addr);
+        vm.snapshotGasLastCall(REGISTRY, "stake");
+        registry.startUnbond(1 ether);
+        vm.snapshotGasLastCall(REGISTRY, "startUnbond");
+        skip(UNBONDING_PERIOD);
+        registry.finishUnbond();
+        vm.snapshotGasLastCall(REGISTRY, "finishUnbond");
+    }
+}
