@@ -74,8 +74,11 @@ select
     p.amount as due_amount, p.created_at as due_at,
     -- The payment.
     b.id as batch_id, b.kind as batch_kind, t.tx_hash as batch_tx, h.reason as hold_reason,
+    -- The chain it is on.
+    (select k.chain_id from chain_cursor k) as chain_id,
     -- Who holds it or did it: as the chain says, else who completed, else who holds the lease.
-    n.node, n.node_id
+    n.node, n.node_id,
+    (select r.node_id from registry_node r where r.node = e.order_node) as order_node_id
 from known_job j
 left join escrow_job e on e.job_id = j.job_id
 left join job_submission s on s.job_id = j.job_id

@@ -23,6 +23,8 @@ pub struct JobView {
     pub job_id: B256,
     /// What the rows say; [`JobView::status`] adds the clock's word.
     pub stored_status: JobStatus,
+    /// EIP-155 id of the chain that is indexed; nothing before the indexer's first block.
+    pub chain_id: Option<u64>,
     /// As opened, or as announced where it is not on the chain.
     pub order: Order,
     /// As opened, or as announced.
@@ -43,6 +45,8 @@ pub struct JobView {
     pub node: Option<Address>,
     /// That node's id, if it is registered.
     pub node_id: Option<B256>,
+    /// Id of the node that the order names, if it is registered.
+    pub order_node_id: Option<B256>,
     /// Fence of the latest lease; zero before the first.
     pub fence: Fence,
     /// Leases that ended without completion.
@@ -224,6 +228,8 @@ struct Row {
     hold_reason: Option<String>,
     node: Option<DbAddress>,
     node_id: Option<DbHash>,
+    order_node_id: Option<DbHash>,
+    chain_id: Option<i64>,
 }
 
 /// `select` of all columns of a [`Row`] with the rest of the statement, so that every query names them once.
@@ -254,7 +260,8 @@ macro_rules! select_jobs {
                 j.started_at as "started_at?", j.completed_at as "completed_at?",
                 j.due_amount as "due_amount?: DbAmount", j.due_at as "due_at?",
                 j.batch_id as "batch_id?", j.batch_tx as "batch_tx?: DbHash", j.hold_reason as "hold_reason?",
-                j.node as "node?: DbAddress", j.node_id as "node_id?: DbHash"
+                j.node as "node?: DbAddress", j.node_id as "node_id?: DbHash",
+                j.order_node_id as "order_node_id?: DbHash", j.chain_id as "chain_id?"
             from job_view j "# + $rest,
             $($arg),*
         )
@@ -592,6 +599,7 @@ impl TryFrom<Row> for JobView {
         Ok(Self {
             job_id: row.job_id.0,
             stored_status: parse_status(&row.status)?,
+            chain_id: row.chain_id.map(|id| decode(u64::try_from(id))).transpose()?,
             order,
             spec,
             deadline: row.deadline,
@@ -602,6 +610,7 @@ impl TryFrom<Row> for JobView {
             opened: point(row.opened_tx, row.opened_block, row.opened_at)?,
             node: row.node.map(Address::from),
             node_id: row.node_id.map(B256::from),
+            order_node_id: row.order_node_id.map(B256::from),
             fence: Fence(row.fence.unwrap_or_default()),
             attempts: row.attempts.unwrap_or_default(),
             not_before: row.not_before,

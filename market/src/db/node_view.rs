@@ -193,6 +193,18 @@ pub async fn address_of(db: &mut PgConnection, node_id: B256) -> Result<Option<A
     Ok(row.map(Address::from))
 }
 
+/// Address and id of those of `node_ids` that are registered.
+pub async fn addresses_of(db: &mut PgConnection, node_ids: &[B256]) -> Result<Vec<(Address, B256)>, sqlx::Error> {
+    let ids: Vec<DbHash> = node_ids.iter().copied().map(DbHash).collect();
+    let rows = sqlx::query!(
+        r#"select node as "node: DbAddress", node_id as "node_id: DbHash" from registry_node where node_id = any($1)"#,
+        &ids[..] as _
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.node.0, row.node_id.0)).collect())
+}
+
 /// The id under which `node` is registered.
 pub async fn node_id_of(db: &mut PgConnection, node: Address) -> Result<Option<B256>, sqlx::Error> {
     let row = sqlx::query_scalar!(

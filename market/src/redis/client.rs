@@ -1,1 +1,89 @@
-//! The connection: reconnects by itself, answers within a bounded time.
+//! The connection to Redis. One TCP connection is shared by all users of a [`Client`] and made again when it breaks.
+//!
+//! Redis may be down: opening a client connects to nothing, and every command then fails within [`LONGEST_WAIT`].
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::{TcpSettings, socket2};
+use redis::{IntoConnectionInfo, RedisResult};
+
+use super::keys::Keys;
+
+pub use redis::RedisError;
+
+/// How long a connection may take to be made, and a command to be answered.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// No command takes longer, whatever state Redis is in: connecting, once more, and the answer.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(4);
+
+/// A handle to Redis with the names of its keys. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    manager: ConnectionManager,
+    dedicated: redis::Client,
+    keys: Keys,
+}
+
+impl std::fmt::Debug for Client {
+    // The library's own would show the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Prepares a connection to `url` (`redis://…` or `rediss://…`) without making it. Errors only if `url` is not one.
+    /// Must be called inside a tokio runtime.
+    pub fn open(url: &str, keys: Keys) -> Result<Self, RedisError> {
+        let info = url.into_connection_info()?.set_tcp_settings(tcp_settings());
+        let dedicated = redis::Client::open(info)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(TIMEOUT))
+            .set_response_timeout(Some(TIMEOUT))
+            // Callers decide whether to try again; what they want at once is to know.
+            .set_number_of_retries(1)
+            .set_min_delay(Duration::from_millis(50))
+            .set_max_delay(Duration::from_millis(100))
+            .set_pipeline_buffer_size(1024);
+        let manager = ConnectionManager::new_lazy_with_config(dedicated.clone(), config)?;
+        Ok(Self { manager, dedicated, keys })
+    }
+
+    /// Names of the keys.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Whether Redis answers.
+    pub async fn ping(&self) -> Result<(), RedisError> {
+        redis::cmd("PING").exec_async(&mut self.connection()).await
+    }
+
+    /// The shared connection.
+    pub(super) fn connection(&self) -> ConnectionManager {
+        self.manager.clone()
+    }
+
+    /// A connection of its own for subscriptions, after `subscribe` took effect on it.
+    pub(super) async fn subscribe(&self, channels: &[String]) -> RedisResult<redis::aio::PubSub> {
+        let connecting = async {
+            let mut connection = self.dedicated.get_async_pubsub().await?;
+            connection.subscribe(channels).await?;
+            Ok(connection)
+        };
+        let timed_out = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        tokio::time::timeout(LONGEST_WAIT, connecting).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+}
+
+/// A peer that vanished without a word is noticed within seconds rather than the system's hours.
+fn tcp_settings() -> TcpSettings {
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(Duration::from_secs(10));
+    settings
+}

@@ -18,6 +18,9 @@ pub const HEARTBEAT_SECS: u64 = 60;
 pub const SESSION_TTL_SECS: u64 = 24 * 60 * 60;
 /// Seconds that `jobs:completed` remembers a job.
 pub const COMPLETED_TTL_SECS: u64 = 7 * 24 * 60 * 60;
+/// Seconds that the version of an applied snapshot is kept: far longer than a command that was given up on can still be
+/// on its way.
+pub const VERSION_TTL_SECS: u64 = 5 * 60;
 /// Seconds that `payments:completed` remembers a payment.
 pub const PAYMENTS_TTL_SECS: u64 = 30 * 24 * 60 * 60;
 
@@ -38,6 +41,12 @@ impl Keys {
     #[must_use]
     pub fn session(&self, user_id: &str) -> String {
         format!("{}session:{user_id}", self.prefix)
+    }
+
+    /// What other applications keep beside a session: `part` is pkp, wallet or sessionSigs. [`SESSION_TTL_SECS`].
+    #[must_use]
+    pub fn session_part(&self, user_id: &str, part: &str) -> String {
+        format!("{}session:{user_id}:{part}", self.prefix)
     }
 
     /// Sorted set of job ids by score: enqueue time in ms, less for higher priority.
@@ -117,6 +126,75 @@ impl Keys {
     pub fn generation(&self) -> String {
         format!("{}littoral:generation", self.prefix)
     }
+
+    /// String: token of the rebuild that is under way. Gone after a flush, so that a rebuild notices one.
+    #[must_use]
+    pub fn rebuilding(&self) -> String {
+        format!("{}littoral:rebuilding", self.prefix)
+    }
+
+    /// Sorted set of job ids by the deadline (ms) at which their status changes by itself.
+    #[must_use]
+    pub fn deadlines(&self) -> String {
+        format!("{}littoral:deadlines", self.prefix)
+    }
+
+    /// Hash from a node's address to the node id under which its keys are.
+    #[must_use]
+    pub fn node_ids(&self) -> String {
+        format!("{}littoral:nodes", self.prefix)
+    }
+
+    /// String: version of the latest snapshot of a job or node that was applied. [`VERSION_TTL_SECS`].
+    #[must_use]
+    pub fn version(&self, entity: &str) -> String {
+        format!("{}littoral:version:{entity}", self.prefix)
+    }
+
+    /// Pattern that matches every key with the prefix.
+    #[must_use]
+    pub fn pattern(&self) -> String {
+        format!("{}*", escape_glob(&self.prefix))
+    }
+
+    /// Whether `key` is made from Postgres, and so may be removed and made again. Sessions, limits and idempotency records
+    /// are not.
+    #[must_use]
+    pub fn is_projected(&self, key: &str) -> bool {
+        let Some(name) = key.strip_prefix(&self.prefix) else { return false };
+        let is_id = |text: &str| text.parse::<B256>().is_ok();
+        match name {
+            "jobs:pending" | "jobs:completed" | "nodes:available" | "nodes:heartbeats" | "payments:completed"
+            | "littoral:deadlines" | "littoral:nodes" => true,
+            _ => {
+                let hash_of = |kind| name.strip_prefix(kind).and_then(|rest| rest.strip_suffix(":status"));
+                let collection_of = |kind| name.strip_prefix(kind);
+                [hash_of("job:"), hash_of("nodes:"), collection_of("jobs:active:"), collection_of("payments:pending:")]
+                    .into_iter()
+                    .flatten()
+                    .any(is_id)
+                    || self.is_version(key)
+            }
+        }
+    }
+
+    /// Whether `key` is one of [`Keys::version`].
+    #[must_use]
+    pub fn is_version(&self, key: &str) -> bool {
+        key.strip_prefix(&self.prefix).is_some_and(|name| name.starts_with("littoral:version:"))
+    }
+}
+
+/// `text` as a pattern that matches nothing else.
+fn escape_glob(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
 }
 
 /// Position of a job in the queue: first in, first out, moved ahead by priorities over 100 and back by those under it.
@@ -134,4 +212,49 @@ pub const PRIORITY_BOOST_MS: i64 = 1000;
 #[must_use]
 pub fn user_id_of(wallet: Address) -> String {
     wallet.to_checksum(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_that_are_made_from_postgres_count_as_projected() {
+        let (keys, id) = (Keys::new("{m}:"), B256::repeat_byte(7));
+        for name in [
+            keys.jobs_pending(),
+            keys.jobs_active(id),
+            keys.jobs_completed(),
+            keys.job_status(id),
+            keys.node_status(id),
+            keys.nodes_available(),
+            keys.nodes_heartbeats(),
+            keys.payments_pending(id),
+            keys.payments_completed(),
+            keys.deadlines(),
+            keys.node_ids(),
+            keys.version("x"),
+        ] {
+            assert!(keys.is_projected(&name), "{name}");
+            assert!(!Keys::default().is_projected(&name), "{name} has a prefix");
+        }
+        let others =
+            ["{m}:session:u", "{m}:rl:a:b:c:burst:1", "{m}:idempotency:x:y", "{m}:job:12:status", "jobs:pending"];
+        for name in others.map(str::to_owned).into_iter().chain([keys.generation(), keys.session("0x1")]) {
+            assert!(!keys.is_projected(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_point_of_priority_moves_a_job_by_its_boost_and_the_default_by_nothing() {
+        assert_eq!(queue_score(5_000, 100), 5_000);
+        assert_eq!(queue_score(5_000, 101), 5_000 - PRIORITY_BOOST_MS);
+        assert_eq!(queue_score(5_000, 99), 5_000 + PRIORITY_BOOST_MS);
+    }
+
+    #[test]
+    fn a_prefix_matches_itself_only() {
+        assert_eq!(Keys::new("a*[b]:").pattern(), r"a\*\[b\]:*");
+        assert_eq!(Keys::default().pattern(), "*");
+    }
 }

@@ -1,1 +1,160 @@
-//! Writes what Postgres says into Redis: live, after a flush, after a reorg, always by the same code.
+//! Keeps Redis equal to Postgres: drains one outbox, and does the upkeep that belongs to no outbox.
+
+use std::future::Future;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::{PgListener, PgPool};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::apply::{self, Changes, ProjectError};
+use super::client::Client;
+use super::plan::Event;
+use super::{rebuild, sweep};
+use crate::clock;
+use crate::db::outbox::{self, Entity, Source};
+use crate::db::{job_view, projection};
+
+/// Rows of an outbox that are applied together.
+const BATCH: i64 = 256;
+/// How long a row waits at most for a projector that was not notified, a flushed Redis to be noticed, and a deadline that
+/// passed to be told.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Projects what one outbox names. Run one in each process that writes the outbox: of several, one at a time drains.
+/// Takes one connection of the pool for good, to be notified.
+#[derive(Debug)]
+pub struct Projector {
+    pool: PgPool,
+    redis: Client,
+    source: Source,
+}
+
+impl Projector {
+    /// A projector of `source`'s outbox.
+    #[must_use]
+    pub fn new(pool: PgPool, redis: Client, source: Source) -> Self {
+        Self { pool, redis, source }
+    }
+
+    /// Runs until `shutdown` completes. Nothing ends it before: with Redis or Postgres down it goes on trying.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let wake = Notify::new();
+        tokio::select! {
+            () = shutdown => {}
+            () = self.listen(&wake) => {}
+            () = self.drain_forever(&wake) => {}
+            () = self.upkeep_forever() => {}
+        }
+    }
+
+    /// Applies all rows that are in the outbox, in their order. Does nothing if another projector is doing so. Returns how
+    /// many rows it applied.
+    pub async fn drain(&self, now: DateTime<Utc>) -> Result<usize, ProjectError> {
+        let mut applied = 0;
+        loop {
+            let mut tx = self.pool.begin().await?;
+            if !projection::try_take(&mut tx, projection::Duty::Drain(self.source)).await? {
+                return Ok(applied);
+            }
+            let rows = outbox::next(&mut tx, self.source, BATCH).await?;
+            if rows.is_empty() {
+                return Ok(applied);
+            }
+            let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
+            let mut changes = Changes::new();
+            for row in rows {
+                changes.entry(row.entity).or_default().push(Event { name: row.event, at: row.created_at });
+            }
+            if self.source == Source::Chain {
+                // A node that appears on the chain or vanishes from it takes the keys that bear its id along.
+                let nodes: Vec<_> = changes
+                    .keys()
+                    .filter_map(|e| if let Entity::Node(node) = e { Some(*node) } else { None })
+                    .collect();
+                for job in job_view::ids_of_nodes(&mut tx, &nodes).await? {
+                    changes.entry(Entity::Job(job)).or_default();
+                }
+            }
+            apply::project(&mut tx, &self.redis, &changes, now).await?;
+            outbox::remove(&mut tx, self.source, &seqs).await?;
+            tx.commit().await?;
+            applied += seqs.len();
+        }
+    }
+
+    /// What is to be done from time to time: fills Redis if it was flushed, and applies what time changed.
+    pub async fn upkeep(&self, now: DateTime<Utc>) -> Result<(), ProjectError> {
+        rebuild::ensure(&self.pool, &self.redis, now).await?;
+        sweep::sweep(&self.pool, &self.redis, now).await
+    }
+
+    async fn drain_forever(&self, wake: &Notify) {
+        let mut outage = Outage::new("projecting to Redis", self.source);
+        loop {
+            outage.note(self.drain(clock::now()).await);
+            tokio::select! {
+                () = wake.notified() => {}
+                () = sleep(TICK) => {}
+            }
+            if outage.lasts {
+                sleep(TICK).await;
+            }
+        }
+    }
+
+    async fn upkeep_forever(&self) {
+        let mut outage = Outage::new("upkeep of Redis", self.source);
+        loop {
+            outage.note(self.upkeep(clock::now()).await);
+            sleep(TICK).await;
+        }
+    }
+
+    async fn listen(&self, wake: &Notify) {
+        loop {
+            if let Err(error) = self.listen_once(wake).await {
+                // Rows are found a tick later then.
+                tracing::debug!(%error, source = ?self.source, "not listening to Postgres");
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    async fn listen_once(&self, wake: &Notify) -> Result<(), sqlx::Error> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen(self.source.channel()).await?;
+        loop {
+            listener.recv().await?;
+            wake.notify_one();
+        }
+    }
+}
+
+/// Tells of a failure when it begins and when it ends, not each time that it is met again.
+struct Outage {
+    what: &'static str,
+    source: Source,
+    lasts: bool,
+}
+
+impl Outage {
+    fn new(what: &'static str, source: Source) -> Self {
+        Self { what, source, lasts: false }
+    }
+
+    fn note<T>(&mut self, result: Result<T, ProjectError>) {
+        match result {
+            Err(error) if !self.lasts => {
+                self.lasts = true;
+                tracing::warn!(%error, source = ?self.source, "{} fails; going on trying", self.what);
+            }
+            Ok(_) if self.lasts => {
+                self.lasts = false;
+                tracing::info!(source = ?self.source, "{} works again", self.what);
+            }
+            _ => {}
+        }
+    }
+}

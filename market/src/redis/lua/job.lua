@@ -1,0 +1,103 @@
+-- Makes all keys that one job has equal to a snapshot of it.
+-- KEYS: 1 version, 2 job hash, 3 jobs:pending, 4 jobs:completed, 5 payments:completed, 6 deadlines
+-- ARGV: 1 version of the snapshot, 2 seconds to keep it, 3 key prefix, 4 job id, 5 snapshot (JSON; see plan.rs)
+-- Keys of nodes are made from the prefix: which ones they were is known only here. With a hash-tagged prefix they share a
+-- slot with the others.
+local seen = redis.call('GET', KEYS[1])
+if seen and tonumber(seen) > tonumber(ARGV[1]) then
+    return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+
+local prefix, job = ARGV[3], ARGV[4]
+local plan = cjson.decode(ARGV[5])
+local old = redis.call('HMGET', KEYS[2], 'status', 'state', 'nodeId', 'payment')
+local old_status, old_state, old_node, old_payment = old[1], old[2], old[3], old[4]
+
+local function active(node) return prefix .. 'jobs:active:' .. node end
+local function owed(node) return prefix .. 'payments:pending:' .. node end
+
+-- What the job left behind and does not have any more.
+if old_status == 'active' and old_node and plan.active ~= old_node then
+    redis.call('SREM', active(old_node), job)
+end
+local keeps_owed = plan.owed and plan.owed.node == old_node and plan.owed.payment == old_payment
+if old_payment then
+    if old_state == 'paid' then
+        if not (plan.paid and plan.paid.payment == old_payment) then
+            redis.call('ZREM', KEYS[5], old_payment)
+        end
+        keeps_owed = false
+    elseif old_node and not keeps_owed then
+        redis.call('LREM', owed(old_node), 1, old_payment)
+    end
+end
+
+-- What it has.
+redis.call('DEL', KEYS[2])
+if plan.fields then
+    local flat = {}
+    for name, value in pairs(plan.fields) do
+        flat[#flat + 1] = name
+        flat[#flat + 1] = value
+    end
+    redis.call('HSET', KEYS[2], unpack(flat))
+    if plan.expireAt then
+        redis.call('PEXPIREAT', KEYS[2], plan.expireAt)
+    end
+end
+local function place(key, score)
+    if score then
+        redis.call('ZADD', key, score, job)
+    else
+        redis.call('ZREM', key, job)
+    end
+end
+place(KEYS[3], plan.pending)
+place(KEYS[4], plan.completed)
+place(KEYS[6], plan.deadline)
+if plan.active then
+    redis.call('SADD', active(plan.active), job)
+end
+if plan.paid then
+    redis.call('ZADD', KEYS[5], plan.paid.score, plan.paid.payment)
+end
+
+-- The list of payments is kept in the order of their times, whichever order they come in; nearly always that is the end.
+local function before(payment, other)
+    local a, b = cjson.decode(payment), cjson.decode(other)
+    if a.timestamp ~= b.timestamp then
+        return a.timestamp < b.timestamp
+    end
+    return a.jobId < b.jobId
+end
+if plan.owed and not keeps_owed then
+    local key = owed(plan.owed.node)
+    local behind
+    local index = -1
+    local last = redis.call('LINDEX', key, index)
+    while last and before(plan.owed.payment, last) do
+        behind = last
+        index = index - 1
+        last = redis.call('LINDEX', key, index)
+    end
+    if behind then
+        redis.call('LINSERT', key, 'BEFORE', behind, plan.owed.payment)
+    else
+        redis.call('RPUSH', key, plan.owed.payment)
+    end
+end
+
+-- Who must know.
+local public = plan.fields and plan.fields.status
+local still_its = plan.fields and plan.fields.nodeId == old_node and (public == 'active' or public == 'completed')
+if old_status == 'active' and old_node and plan.tell and not still_its then
+    local state = plan.fields and plan.fields.state or 'removed'
+    local command = { command = 'job.revoked', jobId = job, state = state }
+    local text = cjson.encode(command)
+    redis.call('PUBLISH', prefix .. 'channel:node:' .. old_node .. ':commands', text)
+end
+for _, message in ipairs(plan.messages) do
+    redis.call('PUBLISH', message[1], message[2])
+end
+return 1

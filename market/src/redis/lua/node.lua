@@ -1,0 +1,46 @@
+-- Makes all keys that one node has equal to a snapshot of it.
+-- KEYS: 1 version, 2 nodes:available, 3 nodes:heartbeats, 4 node ids
+-- ARGV: 1 version of the snapshot, 2 seconds to keep it, 3 key prefix, 4 address, 5 snapshot (JSON; see plan.rs)
+local seen = redis.call('GET', KEYS[1])
+if seen and tonumber(seen) > tonumber(ARGV[1]) then
+    return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+
+local prefix, address = ARGV[3], ARGV[4]
+local plan = cjson.decode(ARGV[5])
+local old = redis.call('HGET', KEYS[4], address)
+local function status(node) return prefix .. 'nodes:' .. node .. ':status' end
+
+if old and old ~= plan.nodeId then
+    redis.call('DEL', status(old))
+    redis.call('SREM', KEYS[2], old)
+    redis.call('ZREM', KEYS[3], old)
+    redis.call('HDEL', KEYS[4], address)
+end
+if plan.nodeId then
+    redis.call('DEL', status(plan.nodeId))
+    if plan.fields then
+        local flat = {}
+        for name, value in pairs(plan.fields) do
+            flat[#flat + 1] = name
+            flat[#flat + 1] = value
+        end
+        redis.call('HSET', status(plan.nodeId), unpack(flat))
+        redis.call('PEXPIREAT', status(plan.nodeId), plan.expireAt)
+        redis.call('ZADD', KEYS[3], plan.heartbeat, plan.nodeId)
+        redis.call('HSET', KEYS[4], address, plan.nodeId)
+    else
+        redis.call('ZREM', KEYS[3], plan.nodeId)
+        redis.call('HDEL', KEYS[4], address)
+    end
+    if plan.available then
+        redis.call('SADD', KEYS[2], plan.nodeId)
+    else
+        redis.call('SREM', KEYS[2], plan.nodeId)
+    end
+end
+for _, message in ipairs(plan.messages) do
+    redis.call('PUBLISH', message[1], message[2])
+end
+return 1
