@@ -69,3 +69,71 @@ pub fn recover(signature: &[u8], digest: B256) -> Result<Address, SignatureError
     }
     parsed.recover_address_from_prehash(&digest).map_err(|_| SignatureError::Unrecoverable)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// The same file that the contracts' tests check; its hashes were made by neither side.
+    fn vectors() -> Value {
+        serde_json::from_str(include_str!("../../contracts/test/vectors/typed_data.json")).unwrap()
+    }
+
+    fn read<T: std::str::FromStr<Err: std::fmt::Debug>>(value: &Value) -> T {
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned).parse().unwrap()
+    }
+
+    fn order_of(json: &Value) -> Order {
+        Order {
+            requester: read(&json["requester"]),
+            token: read(&json["token"]),
+            maxPrice: read(&json["maxPrice"]),
+            node: read(&json["node"]),
+            assigner: read(&json["assigner"]),
+            specHash: read(&json["specHash"]),
+            deadline: read(&json["deadline"]),
+            challengeWindow: read(&json["challengeWindow"]),
+            arbiter: read(&json["arbiter"]),
+            maxFeeBps: read(&json["maxFeeBps"]),
+            nonce: read(&json["nonce"]),
+        }
+    }
+
+    #[test]
+    fn every_hash_is_the_one_that_the_contracts_compute() {
+        let v = vectors();
+        let domain = domain(read(&v["domain"]["chainId"]), read(&v["domain"]["verifyingContract"]));
+        assert_eq!(domain.separator(), read::<B256>(&v["domainSeparator"]));
+        let spec = JobSpec {
+            inputCID: read(&v["spec"]["inputCID"]),
+            operation: read(&v["spec"]["operation"]),
+            params: read(&v["spec"]["params"]),
+        };
+        assert_eq!(spec_hash(&spec), read::<B256>(&v["specHash"]));
+        let id = job_id(&order_of(&v["order"]), &domain);
+        assert_eq!(id, read::<B256>(&v["jobId"]));
+        let assignment = &v["assignment"];
+        let digest = assignment_digest(id, read(&assignment["node"]), read(&assignment["expiry"]), &domain);
+        assert_eq!(digest, read::<B256>(&assignment["digest"]));
+        let receipt = &v["receipt"];
+        let digest = receipt_digest(id, read(&receipt["price"]), read(&receipt["resultHash"]), &domain);
+        assert_eq!(digest, read::<B256>(&receipt["digest"]));
+    }
+
+    #[test]
+    fn a_signature_gives_its_signer_and_its_twin_with_high_s_is_refused() {
+        let receipt = &vectors()["receipt"];
+        let digest = read::<B256>(&receipt["digest"]);
+        let mut signature = read::<alloy::primitives::Bytes>(&receipt["signature"]).to_vec();
+        assert_eq!(recover(&signature, digest), Ok(read(&receipt["signer"])));
+        assert_ne!(recover(&signature, B256::ZERO), Ok(read(&receipt["signer"])));
+        assert_eq!(recover(&signature[..64], digest), Err(SignatureError::Malformed));
+
+        let order = alloy::uint!(0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141_U256);
+        let high = order - U256::from_be_slice(&signature[32..64]);
+        signature[32..64].copy_from_slice(&high.to_be_bytes::<32>());
+        signature[64] ^= 27 ^ 28;
+        assert_eq!(recover(&signature, digest), Err(SignatureError::HighS));
+    }
+}
