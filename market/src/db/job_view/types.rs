@@ -1,0 +1,164 @@
+//! What a [`JobView`] holds.
+
+use alloy::primitives::{Address, B256};
+use chrono::{DateTime, Utc};
+
+use crate::Amount;
+use crate::abi::{JobSpec, Order};
+use crate::job::{Fence, JobStatus};
+
+/// One job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobView {
+    /// The order's EIP-712 digest.
+    pub job_id: B256,
+    /// What the rows say; [`JobView::status`] adds the clock's word.
+    pub stored_status: JobStatus,
+    /// EIP-155 id of the chain that is indexed; nothing before the indexer's first block.
+    pub chain_id: Option<u64>,
+    /// As opened, or as announced where it is not on the chain.
+    pub order: Order,
+    /// As opened, or as announced.
+    pub spec: JobSpec,
+    /// The order's deadline as a time.
+    pub deadline: DateTime<Utc>,
+    /// False if the spec's strings are not text as it was signed; such a job is never queued.
+    pub spec_valid: bool,
+    /// 0 to 1000; 100 unless announced otherwise.
+    pub priority: i32,
+    /// Its place in lists, newest first: when it was opened, or announced where it is not on the chain.
+    pub listed_at: DateTime<Utc>,
+    /// When it was announced to the API, if it was.
+    pub announced_at: Option<DateTime<Utc>>,
+    /// The `openJob`.
+    pub opened: Option<ChainPoint>,
+    /// Who holds it or did it.
+    pub node: Option<Address>,
+    /// That node's id, if it is registered.
+    pub node_id: Option<B256>,
+    /// Id of the node that the order names, if it is registered.
+    pub order_node_id: Option<B256>,
+    /// Fence of the latest lease; zero before the first.
+    pub fence: Fence,
+    /// Leases that ended without completion.
+    pub attempts: i32,
+    /// End of the pause after a failed attempt.
+    pub not_before: Option<DateTime<Utc>>,
+    /// What the latest failed attempt said.
+    pub last_error: Option<String>,
+    /// The lease, while a node has one.
+    pub lease: Option<Lease>,
+    /// The result that was handed in.
+    pub completion: Option<Completion>,
+    /// The payment that the completion made due.
+    pub due: Option<Due>,
+    /// The result as the chain has it.
+    pub settled: Option<Settled>,
+    /// The settler's transaction that is under way.
+    pub batch: Option<PendingBatch>,
+    /// Why the settler tries no longer.
+    pub hold_reason: Option<String>,
+    /// The payment or refund.
+    pub closed: Option<ChainPoint>,
+}
+
+/// Where on the chain something happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainPoint {
+    /// The transaction.
+    pub tx: B256,
+    /// Its block's number.
+    pub block: u64,
+    /// Its block's time.
+    pub at: DateTime<Utc>,
+}
+
+/// A node's hold on a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Who.
+    pub node: Address,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// Until when, unless renewed.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// A result, as its node handed it in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// Who did it.
+    pub node: Address,
+    /// Under which lease.
+    pub fence: Fence,
+    /// Where the output is.
+    pub output_cid: String,
+    /// SHA2-256 of the output.
+    pub result_hash: B256,
+    /// What the receipt asks, in the token's smallest unit.
+    pub price: Amount,
+    /// When the lease began.
+    pub started_at: DateTime<Utc>,
+    /// When the result came.
+    pub completed_at: DateTime<Utc>,
+}
+
+/// A payment that a completed job made due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// In the token's smallest unit.
+    pub amount: Amount,
+    /// Since when.
+    pub at: DateTime<Utc>,
+}
+
+/// A result on the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// Who is paid.
+    pub node: Address,
+    /// How much, in the token's smallest unit.
+    pub price: Amount,
+    /// SHA2-256 of the output.
+    pub result_hash: B256,
+    /// The transaction that brought the result.
+    pub tx: Option<B256>,
+    /// End of the challenge window, if the order has one.
+    pub finalize_at: Option<DateTime<Utc>>,
+}
+
+/// A settler's transaction under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PendingBatch {
+    /// Its number.
+    pub id: i64,
+    /// The latest signed form of it; nothing before the first is stored.
+    pub tx: Option<B256>,
+}
+
+impl JobView {
+    /// The status at `now`.
+    #[must_use]
+    pub fn status(&self, now: DateTime<Utc>) -> JobStatus {
+        self.stored_status.at(self.deadline, now)
+    }
+
+    /// The node that was credited and the transaction, once paid.
+    #[must_use]
+    pub fn paid(&self) -> Option<(Settled, ChainPoint)> {
+        if self.stored_status == JobStatus::Paid { self.settled.zip(self.closed) } else { None }
+    }
+
+    /// The refund's transaction, once refunded.
+    #[must_use]
+    pub fn refunded(&self) -> Option<ChainPoint> {
+        if self.stored_status == JobStatus::Refunded { self.closed } else { None }
+    }
+
+    /// Whether a node may take it at `now`: paid for, its spec valid, waiting, its deadline ahead. A pause after a failed
+    /// attempt does not count: it ends without anything being written.
+    #[must_use]
+    pub fn is_queued(&self, now: DateTime<Utc>) -> bool {
+        self.spec_valid && self.status(now) == JobStatus::Pending
+    }
+}
