@@ -6,7 +6,7 @@ use alloy::primitives::B256;
 use alloy::sol_types::{SolCall, SolValue};
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::abi::{self, IJobEscrow, Order};
+use crate::abi::{self, IJobEscrow, Order, SkipReason};
 
 /// Most gas that one transaction may have on any chain since Osaka (EIP-7825).
 pub const TRANSACTION_GAS_CAP: u64 = 1 << 24;
@@ -128,6 +128,26 @@ impl Candidate {
 
     fn seconds_left(&self, now: DateTime<Utc>) -> Option<i64> {
         self.deadline().map(|deadline| i64::try_from(deadline).unwrap_or(i64::MAX).saturating_sub(now.timestamp()))
+    }
+}
+
+/// Whether an item that was skipped for `reason` would be skipped at any later time too.
+#[must_use]
+pub fn is_permanent(reason: SkipReason) -> bool {
+    match reason {
+        SkipReason::Expired
+        | SkipReason::WrongNode
+        | SkipReason::AssignmentExpired
+        | SkipReason::BadAssignmentSignature
+        | SkipReason::BadReceiptSignature
+        | SkipReason::PriceAboveMax => true,
+        // The job's state and the node's stake change; the rest are of calls that time alone puts right.
+        SkipReason::NotOpen
+        | SkipReason::NotStaked
+        | SkipReason::NotExpired
+        | SkipReason::NotSubmitted
+        | SkipReason::WindowOpen
+        | SkipReason::__Invalid => false,
     }
 }
 

@@ -10,7 +10,8 @@ pub use due::{Backoff, due_results, finalizable};
 use alloy::primitives::{Address, B256};
 use alloy::sol_types::SolEvent;
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{Postgres, Transaction};
 
 use crate::abi::{IJobEscrow, SkipReason};
 use crate::batch::Kind;
@@ -91,9 +92,21 @@ pub struct Outcome {
     pub skipped: Option<SkipReason>,
 }
 
+/// A transaction whose reads all see the database as it is now, so that the indexer cannot change it between two of them.
+/// A write that meets another leader's fails.
+pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    pool.begin_with("begin isolation level repeatable read").await
+}
+
 /// Takes the lowest nonce of `sender` from `chain_count` on (the number of its mined transactions) that no batch has. That
 /// is the one after the latest batch, unless foreign transactions have used more, or have left a gap in a reorg.
-pub async fn next_nonce(db: &mut PgConnection, sender: Address, chain_count: u64) -> Result<u64, sqlx::Error> {
+pub async fn next_nonce(
+    db: &mut PgConnection,
+    fence: Fence,
+    sender: Address,
+    chain_count: u64,
+) -> Result<u64, FenceError> {
+    fence.check(db).await?;
     let nonce = sqlx::query_scalar!(
         r#"select min(free.nonce) as "nonce!" from (
                select $2::bigint as nonce
@@ -106,11 +119,11 @@ pub async fn next_nonce(db: &mut PgConnection, sender: Address, chain_count: u64
     )
     .fetch_one(db)
     .await?;
-    from_db(nonce)
+    Ok(from_db(nonce)?)
 }
 
 /// Writes a batch with its items and its first attempt. The caller has taken `nonce` from [`next_nonce`] in the same
-/// transaction, after the fence was checked.
+/// transaction, so that no other leader can have taken it too.
 pub async fn insert_batch(
     db: &mut PgConnection,
     fence: Fence,

@@ -24,7 +24,7 @@ pub struct Backoff {
 }
 
 /// The oldest `limit` results whose payment is due: their job is open on the chain, they are in no pending batch, not on
-/// hold, and not backing off at `now`. Run it in a transaction that reads one snapshot.
+/// hold, and not backing off at `now`. Run it in a [`super::snapshot`].
 pub async fn due_results(
     db: &mut PgConnection,
     backoff: Backoff,
@@ -81,7 +81,7 @@ pub async fn due_results(
 }
 
 /// The first `limit` jobs whose challenge window has ended at `chain_time` and which are in no pending batch, not on hold,
-/// and not backing off at `now`. Run it in a transaction that reads one snapshot.
+/// and not backing off at `now`. Run it in a [`super::snapshot`].
 pub async fn finalizable(
     db: &mut PgConnection,
     backoff: Backoff,

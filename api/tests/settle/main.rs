@@ -1,0 +1,9 @@
+//! The settler against a real chain, a real database and the real indexer.
+
+// Clippy excuses test functions only, not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod crashes;
+mod payments;
+mod trouble;
+mod world;

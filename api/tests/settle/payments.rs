@@ -1,0 +1,155 @@
+//! What is due is paid: in few transactions, each job once.
+
+use std::collections::BTreeSet;
+
+use market::abi::IJobEscrow;
+use market::fold::EscrowState;
+
+use crate::world::{ASSIGNER, MAX_PRICE, NODES, PRICE, Terms, World};
+
+#[tokio::test]
+async fn forty_payments_to_three_nodes_go_out_in_two_transactions() {
+    let mut world = World::start().await;
+    let terms: Vec<_> = (0..40).map(|n| Terms { node: NODES[n % 3], ..Terms::default() }).collect();
+    let jobs = world.open(&terms).await;
+    world.complete(&jobs).await;
+    let settler = world.settler().args(["--max-batch", "20"]).spawn().unwrap();
+    world.wait_paid(&jobs).await;
+    world.wait_settled().await;
+    world.assert_paid_once(&jobs).await;
+    assert_eq!(world.batches().await, [("mined".to_owned(), 20), ("mined".to_owned(), 20)]);
+    assert_eq!(world.nonce().await, 2);
+    for (n, node) in NODES.iter().enumerate() {
+        let jobs = u128::try_from(40usize.div_ceil(3) - usize::from(n > 0)).unwrap();
+        let earned = world.escrow().earned(node.address(), alloy::primitives::Address::ZERO).call().await.unwrap();
+        assert_eq!(earned, alloy::primitives::U256::from(jobs * PRICE));
+    }
+    assert!(settler.output().contains("gas_per_item"), "{}", settler.log_tail());
+}
+
+#[tokio::test]
+async fn jobs_in_a_token_and_open_orders_are_paid_after_their_window() {
+    let mut world = World::start().await;
+    let token = world.token();
+    let window = Terms { token, window_secs: 20, ..Terms::default() };
+    let open = Terms { open: true, node: NODES[1], ..window };
+    let jobs = world.open(&[Terms { token, ..Terms::default() }, window, open]).await;
+    world.complete(&jobs).await;
+    let _settler = world.settler().spawn().unwrap();
+    world.wait_paid(&jobs[..1]).await;
+    world
+        .wait("the others are challengeable", async |world| {
+            world.state(&jobs[1]).await == Some(EscrowState::Submitted)
+                && world.state(&jobs[2]).await == Some(EscrowState::Submitted)
+        })
+        .await;
+    world.wait_settled().await;
+    assert_eq!(world.logs::<IJobEscrow::JobPaid>().await.len(), 1, "not before the window's end");
+    assert_eq!(world.nonce().await, 1);
+
+    alloy::providers::ext::AnvilApi::anvil_increase_time(&world.provider, 25).await.unwrap();
+    world.mine(1).await;
+    world.wait_paid(&jobs).await;
+    world.wait_settled().await;
+    world.assert_paid_once(&jobs).await;
+    assert_eq!(world.nonce().await, 2);
+    let earned = world.escrow().earned(NODES[1].address(), token).call().await.unwrap();
+    assert_eq!(earned, alloy::primitives::U256::from(PRICE));
+    assert!(MAX_PRICE > PRICE);
+}
+
+#[tokio::test]
+async fn payments_on_an_idle_chain_are_finalized_by_the_clock() {
+    let mut world = World::start().await;
+    let jobs = world.open(&[Terms { window_secs: 3, ..Terms::default() }]).await;
+    world.complete(&jobs).await;
+    let _settler = world.settler().spawn().unwrap();
+    // No block but the settler's own: nobody moves the chain's time.
+    world.wait_paid(&jobs).await;
+    world.assert_paid_once(&jobs).await;
+    assert_eq!(world.logs::<IJobEscrow::Skipped>().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_bad_item_is_held_with_its_reason_and_harms_no_sibling() {
+    for simulate in ["false", "true"] {
+        let mut world = World::start().await;
+        let jobs = world.open(&[Terms::default(); 5]).await;
+        world.complete(&jobs[..2]).await;
+        world.complete_as(&jobs[2], ASSIGNER.signer()).await;
+        world.complete(&jobs[3..]).await;
+        let settler = world.settler().args(["--simulate", simulate]).spawn().unwrap();
+        let good: Vec<_> = [&jobs[..2], &jobs[3..]].concat();
+        world.wait_paid(&good).await;
+        world.wait("the bad one is held", async |world| world.hold(&jobs[2]).await.is_some()).await;
+        world.wait_settled().await;
+        assert_eq!(world.hold(&jobs[2]).await.unwrap(), "BadReceiptSignature");
+        world.assert_paid_once(&good).await;
+        assert_eq!(world.state(&jobs[2]).await, Some(EscrowState::Open));
+        assert!(settler.output().contains("on hold"), "{}", settler.log_tail());
+
+        // It is not sent again with the next payment; without a simulation it was sent once.
+        let late = world.open(&[Terms::default()]).await;
+        world.complete(&late).await;
+        world.wait_paid(&late).await;
+        world.wait_settled().await;
+        let skipped = world.logs::<IJobEscrow::Skipped>().await;
+        assert_eq!(skipped.len(), usize::from(simulate == "false"));
+        let items = if simulate == "false" { 5 } else { 4 };
+        assert_eq!(world.batches().await, [("mined".to_owned(), items), ("mined".to_owned(), 1)]);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_stake_is_paid_once_it_has_it_back() {
+    let mut world = World::start().await;
+    let jobs = world.open(&[Terms { window_secs: 1, ..Terms::default() }]).await;
+    let registry = market::abi::INodeRegistry::new(world.deployment.manifest.registry, world.provider.clone());
+    let (one, node) = (alloy::primitives::U256::ONE, NODES[0].address());
+    registry.startUnbond(one).from(node).send().await.unwrap().get_receipt().await.unwrap();
+    world.complete(&jobs).await;
+    let _settler = world.settler().args(["--simulate", "false"]).spawn().unwrap();
+    world.wait("it was skipped", async |world| world.logs::<IJobEscrow::Skipped>().await.len() == 1).await;
+    world.wait_settled().await;
+    assert_eq!(world.hold(&jobs[0]).await, None, "this can be mended");
+    registry.stake(node).value(one).from(node).send().await.unwrap().get_receipt().await.unwrap();
+    world.wait_paid(&jobs).await;
+    world.assert_paid_once(&jobs).await;
+    assert_eq!(world.logs::<IJobEscrow::Skipped>().await.len(), 1, "it is not sent in a loop meanwhile");
+}
+
+#[tokio::test]
+async fn a_payment_whose_deadline_has_passed_is_held_and_costs_no_gas() {
+    let mut world = World::start().await;
+    let jobs = world.open(&[Terms { deadline_secs: 100, ..Terms::default() }, Terms::default()]).await;
+    world.complete(&jobs).await;
+    alloy::providers::ext::AnvilApi::anvil_increase_time(&world.provider, 200).await.unwrap();
+    world.mine(1).await;
+    let _settler = world.settler().spawn().unwrap();
+    world.wait_paid(&jobs[1..]).await;
+    world.wait("the late one is held", async |world| world.hold(&jobs[0]).await.is_some()).await;
+    assert_eq!(world.hold(&jobs[0]).await.unwrap(), "Expired");
+    assert_eq!(world.logs::<IJobEscrow::Skipped>().await.len(), 0);
+}
+
+#[tokio::test]
+async fn two_settlers_at_once_pay_once_and_the_standby_takes_over() {
+    let mut world = World::start().await;
+    let mut settlers = [world.settler().spawn().unwrap(), world.settler().spawn().unwrap()];
+    let jobs = world.open(&[Terms::default(); 12]).await;
+    world.complete(&jobs[..6]).await;
+    world.wait_paid(&jobs[..6]).await;
+    let leads = |settler: &devnet::Process| settler.output().contains("leading");
+    let leader = usize::from(!leads(&settlers[0]));
+    assert!(leads(&settlers[leader]) && !leads(&settlers[1 - leader]));
+
+    settlers[leader].kill();
+    world.complete(&jobs[6..]).await;
+    world.wait_paid(&jobs).await;
+    world.wait_settled().await;
+    world.assert_paid_once(&jobs).await;
+    assert!(leads(&settlers[1 - leader]));
+    let hashes: BTreeSet<_> =
+        world.logs::<IJobEscrow::JobPaid>().await.iter().map(|log| log.transaction_hash).collect();
+    assert_eq!(u64::try_from(hashes.len()).unwrap(), world.nonce().await, "no transaction went out in vain");
+}
