@@ -40,6 +40,8 @@ pub struct MarketOptions {
     pub keys: Keys,
     /// How the node works.
     pub node: NodeOptions,
+    /// Further environment variables of single processes.
+    pub env: Vec<(Service, &'static str, String)>,
 }
 
 /// A running marketplace. Dropping it stops the processes, then the servers.
@@ -83,6 +85,7 @@ impl Market {
             rpc_url,
             deployment: deployment.path.clone(),
             api_url: format!("http://{}", services::bind_address(options.for_people.then_some(3001))?),
+            node_dir: dir.join("node"),
             indexer_metrics: services::bind_address(options.for_people.then_some(9101))?,
             settler_metrics: services::bind_address(options.for_people.then_some(9102))?,
         };
@@ -110,8 +113,7 @@ impl Market {
         match self.services.get_mut(&service) {
             Some(process) => process.restart()?,
             None => {
-                let options = &self.options;
-                let launch = services::launch(service, &self.endpoints, &options.keys, &options.node, &options.dir)?;
+                let launch = services::launch(service, &self.endpoints, &self.options)?;
                 self.services.insert(service, launch.spawn()?);
             }
         }
@@ -257,7 +259,7 @@ impl Watched {
 /// Removes what an earlier run left in the servers' own directories.
 fn forget(dir: &Path) {
     forget_stores(dir);
-    for name in ["chain", "deployment", "logs"] {
+    for name in ["chain", "deployment", "logs", "node"] {
         fs::remove_dir_all(dir.join(name)).ok();
     }
 }

@@ -1,12 +1,12 @@
 //! Littoral's own processes, as their operators start them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use crate::process::{Launch, Process};
-use crate::{DevKey, ports};
+use crate::{DevKey, MarketOptions, ports};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -53,6 +53,8 @@ pub struct Endpoints {
     pub deployment: PathBuf,
     /// `LITTORAL_API`: where the API listens, `http://127.0.0.1:…`
     pub api_url: String,
+    /// `LITTORAL_NODE_DIR`: where the node keeps its encryption key and its work.
+    pub node_dir: PathBuf,
     /// `METRICS_BIND` of the indexer.
     pub indexer_metrics: String,
     /// `METRICS_BIND` of the settler.
@@ -112,13 +114,8 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// How to start `service`. Secrets travel in the environment, which `ps` does not show to other users.
-pub(crate) fn launch(
-    service: Service,
-    at: &Endpoints,
-    keys: &Keys,
-    node: &NodeOptions,
-    dir: &Path,
-) -> anyhow::Result<Launch> {
+pub(crate) fn launch(service: Service, at: &Endpoints, options: &MarketOptions) -> anyhow::Result<Launch> {
+    let (keys, dir) = (&options.keys, &options.dir);
     let program = match service {
         Service::Indexer => "littoral-indexer",
         Service::Api | Service::Settler => "littoral-api",
@@ -135,7 +132,7 @@ pub(crate) fn launch(
             .env("REDIS_URL", &at.redis_url)
             .env("REDIS_PREFIX", &at.redis_prefix)
     };
-    Ok(match service {
+    let launch = match service {
         Service::Indexer => stores(launch).arg("run").env("METRICS_BIND", &at.indexer_metrics),
         Service::Api => stores(launch)
             .arg("serve")
@@ -148,21 +145,24 @@ pub(crate) fn launch(
             .env("SETTLER_KEY", keys.settler.secret()),
         Service::Node => {
             let launch = launch.args(["node", "run"]).envs(actor_env(at, keys.node));
-            match &node.command {
+            match &options.node.command {
                 Some(command) => launch.args(["--command", command]),
                 None => launch,
             }
         }
-    })
+    };
+    let own = options.env.iter().filter(|(of, _, _)| *of == service);
+    Ok(launch.envs(own.map(|(_, key, value)| (key, value))))
 }
 
 /// What `littoral` reads from the environment when it acts for the holder of `key`.
-pub fn actor_env(at: &Endpoints, key: DevKey) -> [(&'static str, String); 4] {
+pub fn actor_env(at: &Endpoints, key: DevKey) -> [(&'static str, String); 5] {
     [
         ("LITTORAL_API", at.api_url.clone()),
         ("RPC_URL", at.rpc_url.clone()),
         ("LITTORAL_DEPLOYMENT", at.deployment.display().to_string()),
         ("LITTORAL_KEY", key.secret()),
+        ("LITTORAL_NODE_DIR", at.node_dir.display().to_string()),
     ]
 }
 

@@ -182,6 +182,7 @@ impl Up {
             params: devnet::DeployParams::default(),
             keys: self.keys.keys(),
             node: NodeOptions { command: self.node_command.clone() },
+            env: Vec::new(),
         })
     }
 
@@ -249,11 +250,12 @@ fn write_env(dir: &Path, at: &Endpoints, keys: Keys) -> anyhow::Result<()> {
     file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))
 }
 
-fn env_lines(at: &Endpoints) -> [(&'static str, String); 5] {
+fn env_lines(at: &Endpoints) -> [(&'static str, String); 6] {
     [
         ("LITTORAL_API", at.api_url.clone()),
         ("RPC_URL", at.rpc_url.clone()),
         ("LITTORAL_DEPLOYMENT", at.deployment.display().to_string()),
+        ("LITTORAL_NODE_DIR", at.node_dir.display().to_string()),
         ("DATABASE_URL", at.database_url.clone()),
         ("REDIS_URL", at.redis_url.clone()),
     ]
