@@ -1,5 +1,6 @@
 //! The process: waits for the lead, follows the chain while it has it, and steps back when it loses it.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,9 @@ use market::db::leader::{Leadership, Role};
 use market::db::outbox::{self, Source as OutboxSource};
 use market::deployment::Deployment;
 use market::fold::Contracts;
+use market::redis::client::Client;
+use market::redis::keys::Keys;
+use market::redis::projector::Projector;
 use market::rpc::RpcError;
 use market::settings::{ChainArgs, StoreArgs};
 use market::{clock, db, rpc};
@@ -62,6 +66,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         .context("cannot connect to Postgres (DATABASE_URL)")?;
     db::migrate(&pool).await.context("cannot apply the migrations")?;
     stored_cursor(&pool, &contracts).await?;
+    let redis = Client::open(&args.store.redis_url, Keys::new(&args.store.redis_prefix))
+        .context("REDIS_URL does not name a Redis server")?;
 
     let status = Status::default();
     if let Some(bind) = args.metrics_bind {
@@ -74,6 +80,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     );
     let service = Service {
         pool,
+        redis,
         source,
         status,
         poll_interval,
@@ -116,6 +123,7 @@ async fn connect(
 
 struct Service {
     pool: PgPool,
+    redis: Client,
     source: Source,
     status: Status,
     poll_interval: Duration,
@@ -132,7 +140,7 @@ impl Service {
             let (epoch, since) = (leadership.epoch(), Instant::now());
             self.status.leading();
             tracing::info!(epoch, "leading");
-            let error = self.lead(leadership).await;
+            let error = self.lead_and_project(leadership).await;
             if error.remedy() == Remedy::Stop {
                 return Err(error.into());
             }
@@ -161,6 +169,20 @@ impl Service {
                 }
                 Err(error) => return Err(error).context("cannot take the lead"),
             }
+        }
+    }
+
+    /// Follows the chain until that is no longer possible, and has what changes projected meanwhile.
+    async fn lead_and_project(&self, leadership: Leadership) -> FollowError {
+        let projector = Projector::new(self.pool.clone(), self.redis.clone(), OutboxSource::Chain);
+        // Ends by being dropped. What it has not removed from the outbox by then, the next leader projects again.
+        let projecting = async {
+            projector.run(std::future::pending()).await;
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            error = self.lead(leadership) => error,
+            never = projecting => match never {},
         }
     }
 

@@ -186,6 +186,7 @@ pub fn spec(tag: &str) -> JobSpec {
 }
 
 /// An index of a chain in a database of its own.
+#[derive(Debug)]
 pub struct Index {
     pub pool: PgPool,
     pub follower: Follower,
@@ -218,6 +219,15 @@ impl Index {
         drop(self.leadership.take());
         let (leadership, follower) = lead(&self.pool, &self.source, &self.deployment, 2000).await.unwrap();
         (self.leadership, self.follower) = (Some(leadership), follower);
+    }
+
+    /// As if the process had been started again with the endpoint and manifest of another chain.
+    pub async fn pointed_at(mut self, chain: &Chain) -> Result<Self, FollowError> {
+        drop(self.leadership.take());
+        (self.source, self.deployment) = (chain.source(), chain.deployment.clone());
+        let (leadership, follower) = lead(&self.pool, &self.source, &self.deployment, 2000).await?;
+        (self.leadership, self.follower) = (Some(leadership), follower);
+        Ok(self)
     }
 
     pub async fn advance(&mut self) -> Result<Progress, FollowError> {
