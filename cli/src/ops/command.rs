@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
-use super::sink::{Sink, write_error};
+use super::sink::Sink;
 use super::{OpError, Output, Task};
 
 const BUFFER: usize = 1 << 16;
@@ -121,7 +121,10 @@ async fn collect(stdout: ChildStdout, mut sink: Sink) -> Result<Sink, OpError> {
     loop {
         match stdout.read(&mut buffer).await? {
             0 => return Ok(sink),
-            read => sink.write_all(&buffer[..read]).map_err(write_error)?,
+            read => {
+                let written = sink.write_all(&buffer[..read]).map_err(OpError::Io);
+                sink = sink.judge(written)?;
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use age::{DecryptError, Decryptor, Encryptor};
 use serde::Deserialize;
 
 use super::OpError;
-use super::sink::{Sink, write_error};
+use super::sink::Sink;
 
 const BUFFER: usize = 1 << 16;
 /// More would make the header longer than most inputs.
@@ -68,24 +68,34 @@ pub fn parse_recipient(text: &str) -> Result<Recipient, String> {
 }
 
 /// Encrypts `input` to `recipients`.
-pub fn encrypt(recipients: &[Recipient], input: File, sink: Sink) -> Result<Sink, OpError> {
+pub fn encrypt(recipients: &[Recipient], input: File, mut sink: Sink) -> Result<Sink, OpError> {
     let mut input = BufReader::with_capacity(BUFFER, input);
-    let mut writer = encryptor(recipients)?.wrap_output(sink).map_err(write_error)?;
-    copy(&mut input, &mut writer, OpError::Io)?;
-    writer.finish().map_err(write_error)
+    let done = seal(recipients, &mut input, &mut sink, OpError::Io);
+    sink.judge(done)
 }
 
 /// Decrypts `input` with `identity`, and encrypts it again to `recipients` if there are any.
 pub fn decrypt(identity: &Identity, recipients: &[Recipient], input: File, mut sink: Sink) -> Result<Sink, OpError> {
     let decryptor = Decryptor::new_buffered(BufReader::with_capacity(BUFFER, input)).map_err(not_for_us)?;
-    let mut reader = decryptor.decrypt(std::iter::once(identity as &dyn age::Identity)).map_err(not_for_us)?;
-    if recipients.is_empty() {
-        copy(&mut reader, &mut sink, damaged)?;
-        return Ok(sink);
-    }
-    let mut writer = encryptor(recipients)?.wrap_output(sink).map_err(write_error)?;
-    copy(&mut reader, &mut writer, damaged)?;
-    writer.finish().map_err(write_error)
+    let mut plain = decryptor.decrypt(std::iter::once(identity as &dyn age::Identity)).map_err(not_for_us)?;
+    let done = if recipients.is_empty() {
+        copy(&mut plain, &mut sink, damaged)
+    } else {
+        seal(recipients, &mut plain, &mut sink, damaged)
+    };
+    sink.judge(done)
+}
+
+fn seal(
+    recipients: &[Recipient],
+    input: &mut impl Read,
+    output: &mut impl Write,
+    read_error: fn(io::Error) -> OpError,
+) -> Result<(), OpError> {
+    let mut writer = encryptor(recipients)?.wrap_output(output)?;
+    copy(input, &mut writer, read_error)?;
+    writer.finish()?;
+    Ok(())
 }
 
 fn encryptor(recipients: &[Recipient]) -> Result<Encryptor, OpError> {
@@ -124,7 +134,7 @@ fn copy(reader: &mut impl Read, writer: &mut impl Write, read_error: fn(io::Erro
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(read_error(error)),
         };
-        writer.write_all(&buffer[..read]).map_err(write_error)?;
+        writer.write_all(&buffer[..read])?;
     }
 }
 

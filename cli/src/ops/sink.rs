@@ -16,12 +16,8 @@ pub struct Sink {
     size: u64,
     limit: u64,
     cancel: CancellationToken,
+    refusal: Option<OpError>,
 }
-
-/// An [`OpError`] on its way through somebody else's `io::Error`.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-struct Carried(OpError);
 
 impl Sink {
     /// Starts the file at `path` anew.
@@ -31,7 +27,29 @@ impl Sink {
 
     /// Writes to an empty `file`.
     pub fn over(file: File, limit: u64, cancel: CancellationToken) -> Self {
-        Self { file: BufWriter::with_capacity(1 << 16, file), hasher: ContentHasher::default(), size: 0, limit, cancel }
+        Self {
+            file: BufWriter::with_capacity(1 << 16, file),
+            hasher: ContentHasher::default(),
+            size: 0,
+            limit,
+            cancel,
+            refusal: None,
+        }
+    }
+
+    /// Itself, if the work that wrote to it is `done`. The reason why it refused a write takes the place of whatever the
+    /// libraries in between made of that.
+    pub fn judge(mut self, done: Result<(), OpError>) -> Result<Self, OpError> {
+        match self.refusal.take() {
+            Some(refusal) => Err(refusal),
+            None => done.map(|()| self),
+        }
+    }
+
+    fn refuse(&mut self, refusal: OpError) -> io::Error {
+        let error = io::Error::other(refusal.to_string());
+        self.refusal = Some(refusal);
+        error
     }
 
     /// Makes the file durable.
@@ -45,11 +63,11 @@ impl Sink {
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.cancel.is_cancelled() {
-            return Err(io::Error::other(Carried(OpError::Cancelled)));
+            return Err(self.refuse(OpError::Cancelled));
         }
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if self.size.saturating_add(length) > self.limit {
-            return Err(io::Error::other(Carried(OpError::OutputTooLarge(self.limit))));
+            return Err(self.refuse(OpError::OutputTooLarge(self.limit)));
         }
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
@@ -59,13 +77,5 @@ impl Write for Sink {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
-    }
-}
-
-/// What `error` says, or what a [`Sink`] put into it.
-pub fn write_error(error: io::Error) -> OpError {
-    match error.downcast::<Carried>() {
-        Ok(Carried(error)) => error,
-        Err(error) => OpError::Io(error),
     }
 }
