@@ -1,4 +1,19 @@
 //! The HTTP API (`serve`) and the settler (`settle`) of Littoral: two processes of one program.
 
+pub mod app;
+pub mod auth;
+pub mod background;
+pub mod blobs;
+pub mod chain;
+pub mod error;
+pub mod extract;
+pub mod health;
+pub mod http;
+pub mod jobs;
+pub mod nodes;
+pub mod openapi;
+pub mod page;
 pub mod serve;
 pub mod settle;
+pub mod store;
+pub mod wire;

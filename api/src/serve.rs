@@ -1,7 +1,32 @@
-//! `littoral-api serve`.
+//! `littoral-api serve`: reads its options, connects, serves until told to stop.
 
+use std::{future::IntoFuture, net::SocketAddr, time::Duration};
+
+use alloy::signers::local::PrivateKeySigner;
+use anyhow::Context;
+use chrono::TimeDelta;
 use clap::Args;
-use market::settings::{ChainArgs, LogArgs, StoreArgs};
+use market::{
+    db,
+    deployment::Deployment,
+    redis::{Client, keys::Keys},
+    rpc::{self, RpcError},
+    settings::{ChainArgs, LogArgs, StoreArgs},
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use sqlx::PgPool;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use url::Url;
+
+use crate::{
+    app::{App, Parts, Settings},
+    background, http,
+    store::BlobStore,
+};
 
 /// Options of `serve`.
 #[derive(Args, Clone)]
@@ -12,14 +37,175 @@ pub struct ServeArgs {
     chain: ChainArgs,
     #[command(flatten)]
     log: LogArgs,
+
+    /// Address and port to listen on
+    #[arg(long, env = "BIND", default_value = "127.0.0.1:3001")]
+    bind: SocketAddr,
+
+    /// Where contents are kept: file:///directory, or s3://bucket/prefix with AWS_… credentials in the environment
+    #[arg(long, env = "BLOB_STORE", value_name = "URL")]
+    blob_store: Url,
+
+    /// Private key that binds open orders to nodes. It moves no money
+    #[arg(long, env = "ASSIGNER_KEY", hide_env_values = true, value_name = "HEX")]
+    assigner_key: PrivateKeySigner,
+
+    /// Host and port under which clients reach this API, as sign-in messages name it; may be given several times
+    #[arg(long, env = "SIGNIN_DOMAIN", value_delimiter = ',')]
+    signin_domain: Vec<String>,
+
+    /// Web origins, such as https://app.example, that may call from a browser; none unless given
+    #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
+    cors_origin: Vec<String>,
+
+    /// Most bytes of one content
+    #[arg(long, env = "MAX_BLOB_BYTES", default_value_t = 64 * 1024 * 1024)]
+    max_blob_bytes: usize,
+
+    /// Seconds that a node may keep a job without renewing
+    #[arg(long, env = "LEASE_SECS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    lease_secs: u32,
+
+    /// Jobs with fewer seconds than this to their deadline are not handed out
+    #[arg(long, env = "DEADLINE_MARGIN_SECS", default_value_t = 60)]
+    deadline_margin_secs: u32,
+
+    /// Seconds that the indexer may be behind the chain while this API counts as ready
+    #[arg(long, env = "MAX_INDEX_LAG_SECS", default_value_t = 120)]
+    max_index_lag_secs: u32,
+
+    /// Seconds that requests have to end when the process is told to
+    #[arg(long, env = "SHUTDOWN_SECS", default_value_t = 25)]
+    shutdown_secs: u32,
 }
 
-/// Serves until told to stop.
+/// Serves until SIGTERM or SIGINT, then lets requests end.
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     market::telemetry::init(args.log.log_json);
-    let pool = market::db::connect(&args.store.database_url, args.store.database_max_connections).await?;
-    market::db::migrate(&pool).await?;
-    let deployment = market::deployment::Deployment::read(&args.chain.deployment)?;
-    tracing::info!(chain_id = deployment.chain_id, "ready");
+    let deadline = Duration::from_secs(args.shutdown_secs.into());
+    let listener = TcpListener::bind(args.bind).await.with_context(|| format!("listening on {}", args.bind))?;
+    let app = open(&args).await?;
+    let (router, _) = http::router(app.clone())?;
+    let mut tasks = background::spawn(&app);
+    tracing::info!(
+        address = %listener.local_addr()?, chain_id = app.parts.deployment.chain_id,
+        escrow = %app.parts.deployment.escrow, assigner = %app.assigner(), "serving"
+    );
+    let told = app.clone();
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        tracing::info!("stopping: letting requests end");
+        told.shutdown.cancel();
+    });
+    let stop = app.shutdown.clone();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).into_future();
+    let overdue = async {
+        app.shutdown.cancelled().await;
+        tokio::time::sleep(deadline).await;
+    };
+    tokio::select! {
+        ended = serving => ended?,
+        () = overdue => tracing::warn!("requests did not end in time"),
+    }
+    if timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!("background tasks did not end in time");
+    }
+    tracing::info!("stopped");
     Ok(())
+}
+
+async fn wait_for_signal() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot hear SIGTERM");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// Connects to everything, and makes sure that it belongs together.
+async fn open(args: &ServeArgs) -> anyhow::Result<App> {
+    let deployment = Deployment::read(&args.chain.deployment)?;
+    let pool = db::connect(&args.store.database_url, args.store.database_max_connections)
+        .await
+        .context("connecting to Postgres")?;
+    db::migrate(&pool).await.context("applying the migrations")?;
+    check_database(&pool, &deployment).await?;
+    let provider = rpc::provider(&args.chain.rpc_url);
+    match rpc::verify(&provider, &deployment).await {
+        Ok(()) => {}
+        // Serving needs no chain: what it says comes through the indexer.
+        Err(error @ RpcError::Transport(_)) => tracing::warn!(%error, "serving without the chain"),
+        Err(error) => return Err(error.into()),
+    }
+    let redis = Client::open(&args.store.redis_url, Keys::new(args.store.redis_prefix.as_str()))
+        .context("REDIS_URL is not usable")?;
+    Ok(App::new(Parts {
+        pool,
+        redis,
+        provider,
+        deployment,
+        assigner: args.assigner_key.clone(),
+        store: BlobStore::open(&args.blob_store)?,
+        settings: settings(args),
+        metrics: install_metrics()?,
+    }))
+}
+
+/// That the database is not one of another deployment.
+async fn check_database(pool: &PgPool, deployment: &Deployment) -> anyhow::Result<()> {
+    let Some(cursor) = db::chain::cursor(&mut *pool.acquire().await?).await? else { return Ok(()) };
+    anyhow::ensure!(
+        (cursor.chain_id, cursor.escrow, cursor.registry)
+            == (deployment.chain_id, deployment.escrow, deployment.registry),
+        "the database is of the escrow {} on chain {}, the deployments manifest is of {} on chain {}",
+        cursor.escrow,
+        cursor.chain_id,
+        deployment.escrow,
+        deployment.chain_id
+    );
+    Ok(())
+}
+
+fn settings(args: &ServeArgs) -> Settings {
+    let signin_domains =
+        if args.signin_domain.is_empty() { own_domains(args.bind) } else { args.signin_domain.clone() };
+    let claim_slots = usize::try_from(args.store.database_max_connections / 2).unwrap_or(usize::MAX).max(1);
+    Settings {
+        signin_domains,
+        max_blob_bytes: args.max_blob_bytes,
+        lease: TimeDelta::seconds(args.lease_secs.into()),
+        deadline_margin: TimeDelta::seconds(args.deadline_margin_secs.into()),
+        max_index_lag: TimeDelta::seconds(args.max_index_lag_secs.into()),
+        cors_origins: args.cors_origin.clone(),
+        claim_slots,
+        ..Settings::default()
+    }
+}
+
+/// The names of the address itself.
+fn own_domains(bind: SocketAddr) -> Vec<String> {
+    let mut domains = vec![bind.to_string()];
+    if bind.ip().is_loopback() || bind.ip().is_unspecified() {
+        domains.push(format!("localhost:{}", bind.port()));
+    }
+    if bind.ip().is_unspecified() {
+        domains.push(format!("127.0.0.1:{}", bind.port()));
+    }
+    domains
+}
+
+/// Makes this process measure, with buckets that tell milliseconds apart.
+pub fn install_metrics() -> anyhow::Result<PrometheusHandle> {
+    let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+    Ok(PrometheusBuilder::new().set_buckets(&buckets)?.install_recorder()?)
 }

@@ -9,12 +9,14 @@ create table session (
     expires_at timestamptz not null
 );
 create index session_expiry on session (expires_at);
+create index session_by_user on session (user_id);
 
 -- Nonces handed out for sign-in; a row goes when it is used, so that each works once.
 create table signin_nonce (
     nonce      text primary key,
     expires_at timestamptz not null
 );
+create index signin_nonce_expiry on signin_nonce (expires_at);
 
 -- Content that the object store holds.
 create table blob (

@@ -20,6 +20,7 @@ pub mod work;
 
 use std::time::Duration;
 
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
 /// A pool of at most `max_connections` connections to `database_url`. Waiting for a free one is bounded, so that an
@@ -32,7 +33,17 @@ pub async fn connect(database_url: &str, max_connections: u32) -> Result<PgPool,
         .await
 }
 
+static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
+
 /// Applies the migrations that the database lacks. Safe to run from several processes at once: sqlx holds a lock.
-pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
-    sqlx::migrate!("./migrations").run(pool).await
+pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+    MIGRATOR.run(pool).await
+}
+
+/// How many migrations the database lacks.
+pub async fn missing_migrations(pool: &PgPool) -> Result<usize, MigrateError> {
+    let mut connection = pool.acquire().await?;
+    let applied = connection.list_applied_migrations("_sqlx_migrations").await?;
+    let is_applied = |version| applied.iter().any(|migration| migration.version == version);
+    Ok(MIGRATOR.iter().filter(|migration| !is_applied(migration.version)).count())
 }

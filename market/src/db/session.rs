@@ -65,10 +65,21 @@ pub async fn find(db: &mut PgConnection, token_hash: B256, now: DateTime<Utc>) -
     }))
 }
 
-/// Ends a session. False if there was none.
-pub async fn close(db: &mut PgConnection, token_hash: B256) -> Result<bool, sqlx::Error> {
-    let closed = sqlx::query!("delete from session where token_hash = $1", DbHash(token_hash) as _).execute(db).await?;
-    Ok(closed.rows_affected() == 1)
+/// Ends a session. True if another one of the same user lives on at `now`.
+pub async fn close(
+    db: &mut PgConnection,
+    token_hash: B256,
+    user_id: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query!("delete from session where token_hash = $1", DbHash(token_hash) as _).execute(&mut *db).await?;
+    sqlx::query_scalar!(
+        r#"select exists (select from session where user_id = $1 and expires_at > $2) as "lives!""#,
+        user_id,
+        now
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Forgets nonces and sessions that have expired; says how many.

@@ -37,12 +37,11 @@ pub async fn insert(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Whether any node that is staked with `min_stake` or more and has introduced itself to the API offers `operation`.
+/// Whether any node that is registered with a stake of `min_stake` or more performs `operation`.
 pub async fn is_offered(db: &mut PgConnection, operation: &str, min_stake: crate::Amount) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar!(
         r#"select exists (
-            select from registry_node r join node_profile p on p.node = r.node
-            where r.stake >= $2 and $1 = any(r.operations) and $1 = any(p.operations)
+            select from registry_node where stake >= $2 and $1 = any(operations)
         ) as "offered!""#,
         operation,
         super::types::DbAmount(min_stake) as _

@@ -446,3 +446,48 @@ pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
 
 /// How long to wait before [`listen`] is tried again.
 pub const LISTEN_RETRY: Duration = Duration::from_secs(1);
+
+/// What a node is owed, or was paid, for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payment {
+    /// The job.
+    pub job_id: B256,
+    /// Zero for the native coin.
+    pub token: Address,
+    /// In the token's smallest unit.
+    pub amount: Amount,
+    /// When the job was completed.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Payments that completions made due to `node`, newest first, at most `limit`, from behind `after` (time and id of the last
+/// one of the page before).
+pub async fn payments(
+    db: &mut PgConnection,
+    node: Address,
+    after: Option<(DateTime<Utc>, B256)>,
+    limit: i64,
+) -> Result<Vec<Payment>, sqlx::Error> {
+    let (after_time, after_id) = after.unzip();
+    let rows = sqlx::query!(
+        r#"select job_id as "job_id: DbHash", token as "token: DbAddress", amount as "amount: DbAmount", created_at
+           from payment_due
+           where node = $1 and ($2::timestamptz is null or (created_at, job_id) < ($2, $3::bytea))
+           order by created_at desc, job_id desc limit $4"#,
+        DbAddress(node) as _,
+        after_time,
+        after_id.map(DbHash) as _,
+        limit
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Payment {
+            job_id: row.job_id.0,
+            token: row.token.0,
+            amount: row.amount.0,
+            created_at: row.created_at,
+        })
+        .collect())
+}

@@ -1,0 +1,143 @@
+//! What every handler shares.
+
+use std::{ops::Deref, sync::Arc, time::Duration};
+
+use alloy::{
+    primitives::{Address, B256},
+    providers::DynProvider,
+    signers::{SignerSync, local::PrivateKeySigner},
+    sol_types::Eip712Domain,
+};
+use chrono::TimeDelta;
+use market::{deployment::Deployment, redis::client::Client, typed_data};
+use metrics_exporter_prometheus::PrometheusHandle;
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{ApiError, ApiResult},
+    store::BlobStore,
+};
+
+/// How the API behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Domains that a sign-in message may name.
+    pub signin_domains: Vec<String>,
+    /// Most bytes of one content.
+    pub max_blob_bytes: usize,
+    /// How long a lease lasts unless renewed.
+    pub lease: TimeDelta,
+    /// Jobs with less time than this to their deadline are not handed out.
+    pub deadline_margin: TimeDelta,
+    /// How far the indexer may be behind the chain while the API still counts as ready.
+    pub max_index_lag: TimeDelta,
+    /// Web origins that may call the API from a browser.
+    pub cors_origins: Vec<String>,
+    /// How long a request may take, apart from long polls and contents.
+    pub request_timeout: Duration,
+    /// How many claims may ask the database at once.
+    pub claim_slots: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            signin_domains: Vec::new(),
+            max_blob_bytes: 64 * 1024 * 1024,
+            lease: TimeDelta::seconds(60),
+            deadline_margin: TimeDelta::seconds(60),
+            max_index_lag: TimeDelta::seconds(120),
+            cors_origins: Vec::new(),
+            request_timeout: Duration::from_secs(30),
+            claim_slots: 8,
+        }
+    }
+}
+
+/// What the API works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Postgres.
+    pub pool: PgPool,
+    /// Redis, which may be down.
+    pub redis: Client,
+    /// The chain, for telling how far behind the indexer is.
+    pub provider: DynProvider,
+    /// Where the contracts are.
+    pub deployment: Deployment,
+    /// Signs assignments.
+    pub assigner: PrivateKeySigner,
+    /// Where contents lie.
+    pub store: BlobStore,
+    /// How it behaves.
+    pub settings: Settings,
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+}
+
+/// The API's state: one a process, shared by its handlers and background tasks.
+#[derive(Debug, Clone)]
+pub struct App(Arc<Shared>);
+
+/// See [`App`].
+#[derive(Debug)]
+pub struct Shared {
+    /// What the API works with.
+    pub parts: Parts,
+    /// The escrow's EIP-712 domain.
+    pub domain: Eip712Domain,
+    /// Changes when a job may have become claimable.
+    pub wake: watch::Sender<u64>,
+    /// Bounds how many claims ask the database at once, so that a wake-up of many nodes leaves connections to others.
+    pub claim_slots: Semaphore,
+    /// Cancelled when the process is to end: long polls return, background tasks stop.
+    pub shutdown: CancellationToken,
+    /// When the process began to serve.
+    pub started: Instant,
+}
+
+impl App {
+    /// The state of an API that works with `parts`.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(Shared {
+            domain: parts.deployment.domain(),
+            claim_slots: Semaphore::new(parts.settings.claim_slots),
+            parts,
+            wake: watch::Sender::new(0),
+            shutdown: CancellationToken::new(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// A transaction.
+    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.parts.pool.begin().await
+    }
+
+    /// The address whose signature binds open orders to nodes.
+    #[must_use]
+    pub fn assigner(&self) -> Address {
+        self.parts.assigner.address()
+    }
+
+    /// Signs that `node` may be paid for `job_id` until `expiry` (unix seconds).
+    pub fn sign_assignment(&self, job_id: B256, node: Address, expiry: u64) -> ApiResult<Vec<u8>> {
+        let digest = typed_data::assignment_digest(job_id, node, expiry, &self.domain);
+        let signature = self.parts.assigner.sign_hash_sync(&digest).map_err(ApiError::internal)?;
+        Ok(signature.as_bytes().to_vec())
+    }
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}

@@ -1,0 +1,104 @@
+//! What the process does besides answering. Every task is safe with any number of instances running it.
+
+use std::{future::Future, time::Duration};
+
+use chrono::TimeDelta;
+use market::{
+    clock,
+    db::{outbox::Source, session, work},
+    redis::projector::Projector,
+};
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+
+use crate::{app::App, jobs, store};
+
+/// How often leases that ended are taken back.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+/// How often expired nonces and sessions are forgotten.
+const SESSIONS_EVERY: Duration = Duration::from_secs(60);
+/// How often abandoned uploads are looked for.
+const UPLOADS_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// Starts all tasks. They end when the app shuts down.
+pub fn spawn(app: &App) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(every(app.clone(), "taking back expired leases", EXPIRE_EVERY, expire_leases));
+    tasks.spawn(every(app.clone(), "forgetting expired sessions", SESSIONS_EVERY, sweep_sessions));
+    tasks.spawn(every(app.clone(), "sweeping abandoned uploads", UPLOADS_EVERY, sweep_uploads));
+    tasks.spawn(wake_claims(app.clone()));
+    let projector = Projector::new(app.parts.pool.clone(), app.parts.redis.clone(), Source::Work);
+    tasks.spawn(projector.run(app.shutdown.clone().cancelled_owned()));
+    tasks
+}
+
+/// Does `action` every `period`. A failure is logged when it begins, not again and again.
+async fn every<F, A>(app: App, what: &'static str, period: Duration, action: A)
+where
+    F: Future<Output = anyhow::Result<()>> + Send,
+    A: Fn(App) -> F + Send,
+{
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            () = app.shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match action(app.clone()).await {
+            Ok(()) if failing => {
+                failing = false;
+                tracing::info!(what, "works again");
+            }
+            Ok(()) => {}
+            Err(error) if failing => tracing::debug!(what, error = format!("{error:#}"), "still fails"),
+            Err(error) => {
+                failing = true;
+                tracing::error!(what, error = format!("{error:#}"), "fails; going on trying");
+            }
+        }
+    }
+}
+
+async fn expire_leases(app: App) -> anyhow::Result<()> {
+    while jobs::expire_leases(&app, clock::now()).await? > 0 {}
+    Ok(())
+}
+
+async fn sweep_sessions(app: App) -> anyhow::Result<()> {
+    session::sweep(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
+    Ok(())
+}
+
+async fn sweep_uploads(app: App) -> anyhow::Result<()> {
+    let swept = app.parts.store.sweep(clock::now() - TimeDelta::from_std(store::ABANDONED_AFTER)?).await?;
+    if swept > 0 {
+        tracing::info!(swept, "abandoned uploads removed");
+    }
+    Ok(())
+}
+
+/// Wakes the claims that wait whenever a job may have become claimable.
+async fn wake_claims(app: App) {
+    let listening = async {
+        loop {
+            if let Err(error) = listen(&app).await {
+                tracing::warn!(%error, "claims are not notified of new jobs; they look every second");
+            }
+            tokio::time::sleep(work::LISTEN_RETRY).await;
+        }
+    };
+    tokio::select! {
+        () = app.shutdown.cancelled() => {}
+        () = listening => {}
+    }
+}
+
+async fn listen(app: &App) -> Result<(), sqlx::Error> {
+    let mut listener = work::listen(&app.parts.pool).await?;
+    loop {
+        // Nothing means that the connection was lost and made again: something may have been missed.
+        listener.try_recv().await?;
+        app.wake.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}

@@ -1,0 +1,121 @@
+//! The router: all routes, and around them what every request goes through.
+
+use std::{any::Any, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, header},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use tokio::time::{Instant, timeout};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+};
+use tracing::Instrument;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{
+    app::App,
+    auth, blobs, chain,
+    error::{ApiError, Code},
+    health, jobs, nodes, openapi,
+};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id that is taken from a client.
+const MAX_REQUEST_ID: usize = 64;
+
+/// Everything that is served, and its description.
+pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
+    let quick = OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .merge(health::routes())
+        .merge(auth::routes())
+        .merge(chain::routes())
+        .merge(nodes::routes())
+        .merge(jobs::routes())
+        .layer(from_fn_with_state(app.clone(), in_time));
+    let (routes, api) = quick.merge(blobs::routes()).merge(jobs::waiting_routes()).split_for_parts();
+    let api = openapi::complete(api);
+    let mut routes = routes
+        .merge(openapi::routes(api.clone()))
+        .fallback(no_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked));
+    let origins = &app.parts.settings.cors_origins;
+    if !origins.is_empty() {
+        routes = routes.layer(cors(origins)?);
+    }
+    Ok((routes.layer(from_fn(observe)).with_state(app), api))
+}
+
+async fn no_route(request: Request) -> ApiError {
+    ApiError::new(Code::NoRoute, format!("There is no {}.", request.uri().path()))
+}
+
+async fn method_not_allowed(method: Method, request: Request) -> ApiError {
+    ApiError::new(Code::MethodNotAllowed, format!("{} does not take {method}.", request.uri().path()))
+}
+
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    ApiError::internal(anyhow::anyhow!("a handler panicked: {}", text.unwrap_or("for an unknown reason")))
+        .into_response()
+}
+
+fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
+    let origins = origins.iter().map(|origin| HeaderValue::from_str(origin)).collect::<Result<Vec<_>, _>>()?;
+    Ok(CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])
+        .expose_headers([header::ETAG, header::RETRY_AFTER, REQUEST_ID])
+        .max_age(Duration::from_secs(600)))
+}
+
+/// Ends a request that takes too long.
+async fn in_time(State(app): State<App>, request: Request, next: Next) -> Response {
+    let limit = app.parts.settings.request_timeout;
+    match timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!("The request took longer than {} seconds.", limit.as_secs());
+            ApiError::new(Code::Timeout, detail).into_response()
+        }
+    }
+}
+
+/// Gives each request an id, a span that carries it into every log line, and its measurements.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let id = request_id(&request);
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let span = tracing::info_span!("request", request_id = id, %method, path = request.uri().path());
+    let started = Instant::now();
+    // It is checked or made of what a header can hold.
+    let header = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
+    request.headers_mut().insert(REQUEST_ID, header.clone());
+    let mut response: Response<Body> = next.run(request).instrument(span.clone()).await;
+    let elapsed = started.elapsed();
+    let status = response.status();
+    span.in_scope(|| tracing::debug!(status = status.as_u16(), elapsed_ms = elapsed.as_millis(), "answered"));
+    let labels = [("method", method.to_string()), ("route", route), ("status", status.as_u16().to_string())];
+    metrics::histogram!("littoral_http_request_seconds", &labels).record(elapsed.as_secs_f64());
+    response.headers_mut().insert(REQUEST_ID, header);
+    response
+}
+
+/// The client's id for the request if it is a plain one, so that its logs and ours can be joined; otherwise a new one.
+fn request_id(request: &Request) -> String {
+    request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID)
+        .filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'))
+        .map_or_else(|| hex::encode(rand::random::<[u8; 8]>()), str::to_owned)
+}

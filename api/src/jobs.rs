@@ -1,0 +1,158 @@
+//! Jobs: announced and looked at by requesters, claimed and completed by nodes.
+
+mod claim;
+mod complete;
+mod lease;
+mod list;
+mod submit;
+
+use alloy::primitives::B256;
+use chrono::{DateTime, Utc};
+use market::{
+    Amount,
+    db::{escrow, job_view::JobView},
+    fold::EscrowJob,
+    job::JobStatus,
+    order::{OrderJson, SpecJson},
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult, Code},
+    wire::{Hash, HexBytes, WalletAddress},
+};
+
+pub use lease::{LeaseRef, RenewedLease, expire_leases, renew_lease};
+pub use list::JobPage;
+
+/// The routes of jobs.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().merge(submit::routes()).merge(list::routes()).merge(lease::routes()).merge(complete::routes())
+}
+
+/// The routes that wait, and must not be cut off like the others.
+pub fn waiting_routes() -> OpenApiRouter<App> {
+    claim::routes()
+}
+
+/// A job's id in the path. What is not an id is refused with `invalid_parameter`, an unknown one with `job_not_found`.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Path)]
+pub struct JobPath {
+    /// The order's EIP-712 digest.
+    pub job_id: Hash,
+}
+
+/// A job as all sides see it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Job)]
+pub struct JobBody {
+    /// The order's EIP-712 digest.
+    pub job_id: Hash,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// As opened on the chain, or as announced.
+    pub order: OrderJson,
+    /// As opened on the chain, or as announced.
+    pub spec: SpecJson,
+    /// 0 to 1000.
+    pub priority: i32,
+    /// Who holds it or did it.
+    pub node: Option<WalletAddress>,
+    /// That node's id.
+    pub node_id: Option<Hash>,
+    /// What the node asks, or was paid.
+    pub price: Option<Amount>,
+    /// Where the output is.
+    #[serde(rename = "outputCID")]
+    pub output_cid: Option<String>,
+    /// SHA2-256 of the output.
+    pub result_hash: Option<Hash>,
+    /// Leases that ended without completion.
+    pub attempts: i32,
+    /// What the latest failed attempt said.
+    pub last_error: Option<String>,
+    /// When the lease ends unless renewed.
+    pub lease_expires_at: Option<DateTime<Utc>>,
+    /// When the node that holds it or did it began.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When the result came.
+    pub completed_at: Option<DateTime<Utc>>,
+    /// When it was announced, or else opened.
+    pub created_at: DateTime<Utc>,
+    /// When `openJob` was mined.
+    pub opened_at: Option<DateTime<Utc>>,
+    /// The transaction of `openJob`.
+    pub opened_tx: Option<Hash>,
+    /// End of the challenge window, once the result is on the chain.
+    pub finalize_at: Option<DateTime<Utc>>,
+    /// The transaction that brought the result, where there is a challenge window.
+    pub submitted_tx: Option<Hash>,
+    /// When it was paid or refunded.
+    pub closed_at: Option<DateTime<Utc>>,
+    /// The transaction that paid or refunded it.
+    pub closed_tx: Option<Hash>,
+}
+
+impl JobBody {
+    /// The job at `now`.
+    #[must_use]
+    pub fn new(job: &JobView, now: DateTime<Utc>) -> Self {
+        let settled = job.settled.as_ref();
+        let completion = job.completion.as_ref();
+        let price = settled.map(|s| s.price).or(completion.map(|c| c.price));
+        let result_hash = settled.map(|s| s.result_hash).or(completion.map(|c| c.result_hash));
+        Self {
+            job_id: Hash(job.job_id),
+            status: job.status(now),
+            order: (&job.order).into(),
+            spec: (&job.spec).into(),
+            priority: job.priority,
+            node: job.node.map(WalletAddress),
+            node_id: job.node_id.map(Hash),
+            price,
+            // Another result than the one that was handed in here may be on the chain; its place is not known then.
+            output_cid: completion.filter(|c| Some(c.result_hash) == result_hash).map(|c| c.output_cid.clone()),
+            result_hash: result_hash.map(Hash),
+            attempts: job.attempts,
+            last_error: job.last_error.clone(),
+            lease_expires_at: job.lease.map(|lease| lease.expires_at),
+            started_at: completion.map(|c| c.started_at).or(job.lease.map(|lease| lease.since)),
+            completed_at: completion.map(|c| c.completed_at),
+            created_at: job.announced_at.unwrap_or(job.listed_at),
+            opened_at: job.opened.map(|opened| opened.at),
+            opened_tx: job.opened.map(|opened| Hash(opened.tx)),
+            finalize_at: settled.and_then(|s| s.finalize_at),
+            submitted_tx: settled.and_then(|s| s.tx).map(Hash),
+            closed_at: job.closed.map(|closed| closed.at),
+            closed_tx: job.closed.map(|closed| Hash(closed.tx)),
+        }
+    }
+}
+
+/// The assigner's word that an open order belongs to the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Assignment)]
+pub struct AssignmentBody {
+    /// Unix seconds up to and including which the result may be settled under it.
+    #[schema(example = 1_800_000_000)]
+    pub expiry: u64,
+    /// EIP-712 signature over `Assignment`.
+    pub signature: HexBytes,
+}
+
+/// The error for a job that no one opened or announced.
+fn not_found(job_id: B256) -> ApiError {
+    ApiError::field(Code::JobNotFound, "jobId", format!("There is no job {job_id}."))
+}
+
+/// The job as it is in the escrow.
+async fn opened(db: &mut PgConnection, job_id: B256) -> ApiResult<EscrowJob> {
+    escrow::jobs(db, &[job_id]).await?.remove(&job_id).ok_or_else(|| not_found(job_id))
+}

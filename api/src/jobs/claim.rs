@@ -1,0 +1,273 @@
+//! Claiming work by long poll. Redis suggests, Postgres decides.
+//!
+//! **An answer that is lost loses nothing.** A node may tell with its claim which leases it holds. One that is the node's
+//! by the rows but that it does not name was granted in an answer that never arrived: it is renewed and given again, under
+//! the same fence. Without that, such a lease would run out and count as an attempt. A node that does not tell gets only
+//! new work, and a lost lease runs out like any other.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use market::{
+    clock,
+    db::{
+        node_profile,
+        outbox::{self, Entity, Source},
+        registry,
+        work::{self, Held, Worker},
+    },
+    job::Fence,
+    order::{OrderJson, SpecJson},
+    redis::queue,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    AssignmentBody,
+    lease::{LeaseRef, lease_assignment, renew_lease},
+    opened,
+};
+use crate::{
+    app::App,
+    auth::SignedIn,
+    error::{ApiError, ApiResult, Code, Problem},
+    extract::Json,
+    nodes::staked,
+    wire::Hash,
+};
+
+/// Longest wait, in seconds.
+const MAX_WAIT_SECS: u64 = 30;
+/// How often a waiting claim looks by itself: pauses after failures end, and notifications can get lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Candidates that are tried at once: more than claims that can be under way, so that each finds one of its own.
+const CANDIDATES: usize = 128;
+/// How long Redis may take to suggest; Postgres knows too.
+const SUGGEST_WITHIN: Duration = Duration::from_millis(250);
+/// How often new candidates are fetched when others took them all.
+const ROUNDS: usize = 3;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(claim_job))
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ClaimRequest {
+    /// How long to wait for work, in seconds; not at all unless given.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 30)]
+    wait_secs: u64,
+    /// Leases that the node holds. A lease of its own that is missing here is given again.
+    #[schema(nullable = false)]
+    leases: Option<Vec<LeaseRef>>,
+}
+
+/// A job that is the node's for a while.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Lease)]
+struct LeaseBody {
+    /// The job.
+    job_id: Hash,
+    /// To be sent with everything that is done under this lease.
+    #[schema(value_type = i64, example = 1)]
+    fence: Fence,
+    /// Which attempt at the job this is, from 1.
+    attempt: i32,
+    /// When the lease ends unless renewed.
+    lease_expires_at: DateTime<Utc>,
+    /// As opened on the chain.
+    order: OrderJson,
+    /// As opened on the chain.
+    spec: SpecJson,
+    /// For an open order: that it belongs to this node.
+    assignment: Option<AssignmentBody>,
+}
+
+/// Claim a job
+///
+/// Waits up to `waitSecs` for one. Give `leases` to be given again what an answer that was lost has granted, and keep one
+/// such claim under way at a time.
+#[utoipa::path(
+    post, path = "/lit-compute/jobs/claim", tag = "jobs", security(("bearer" = [])), request_body = ClaimRequest,
+    responses(
+        (status = 200, body = LeaseBody),
+        (status = 204, description = "There is no work for this node, or it has all that it can take"),
+        (status = 403, body = Problem, content_type = "application/problem+json",
+         description = "`node_not_registered`, `insufficient_stake`, `profile_missing`"),
+    )
+)]
+async fn claim_job(State(app): State<App>, user: SignedIn, Json(request): Json<ClaimRequest>) -> ApiResult<Response> {
+    if request.wait_secs > MAX_WAIT_SECS {
+        let detail = format!("must be at most {MAX_WAIT_SECS}");
+        return Err(ApiError::field(Code::InvalidField, "waitSecs", detail));
+    }
+    let give_up = Instant::now() + Duration::from_secs(request.wait_secs);
+    let mut wake = app.wake.subscribe();
+    loop {
+        // Before looking: what comes while looking must not be missed.
+        wake.mark_unchanged();
+        let granted = {
+            let _slot = app.claim_slots.acquire().await.map_err(ApiError::internal)?;
+            claim(&app, user.wallet(), request.leases.as_deref(), clock::now()).await?
+        };
+        if let Some(lease) = granted {
+            return Ok(Json(lease).into_response());
+        }
+        let look_again = give_up.min(Instant::now() + jittered(LOOK_AGAIN));
+        if Instant::now() >= give_up {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(look_again) => {}
+            _ = wake.changed() => {}
+            () = app.shutdown.cancelled() => return Ok(StatusCode::NO_CONTENT.into_response()),
+        }
+    }
+}
+
+/// Within a fifth of `pause`, so that many that wait do not ask in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.8..1.2))
+}
+
+/// One look for work.
+async fn claim(
+    app: &App,
+    node: Address,
+    known: Option<&[LeaseRef]>,
+    now: DateTime<Utc>,
+) -> ApiResult<Option<LeaseBody>> {
+    let mut suggested = suggest(app).await;
+    for _ in 0..ROUNDS {
+        let mut db = app.parts.pool.acquire().await?;
+        let worker = worker(app, &mut db, node, now).await?;
+        if suggested.is_empty() {
+            suggested = work::candidates(&mut db, &worker, CANDIDATES.try_into().unwrap_or(i64::MAX), now).await?;
+            if suggested.is_empty() && known.is_none() {
+                return Ok(None);
+            }
+        }
+        // Committed before the transaction that locks: an insert waits for another's of the same row, a lock need not.
+        work::ensure_rows(&mut db, &suggested, now).await?;
+        drop(db);
+        match decide(app, &worker, known, &suggested, now).await? {
+            Decision::Granted(lease) => return Ok(Some(*lease)),
+            Decision::Full => return Ok(None),
+            Decision::NoneLeft if suggested.is_empty() => return Ok(None),
+            Decision::NoneLeft => suggested.clear(),
+        }
+    }
+    Ok(None)
+}
+
+/// What Redis has at the head of the queue; nothing if it is down, which Postgres makes up for.
+async fn suggest(app: &App) -> Vec<B256> {
+    let candidates = queue::candidates(&app.parts.redis, 0, CANDIDATES);
+    match tokio::time::timeout(SUGGEST_WITHIN, candidates).await {
+        Ok(Ok(ids)) => ids,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "claiming without Redis");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Who asks: registered, staked, and known to the API.
+async fn worker(app: &App, db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> ApiResult<Worker> {
+    let registration = staked(app, db, node).await?;
+    let deadline_from = now + app.parts.settings.deadline_margin;
+    Ok(Worker { node, operations: registration.operations, assigner: app.assigner(), deadline_from })
+}
+
+enum Decision {
+    Granted(Box<LeaseBody>),
+    /// The node holds all it can take.
+    Full,
+    /// All candidates went to others or do not suit.
+    NoneLeft,
+}
+
+/// Under the node's lock: gives back what it lost, or leases it the first candidate that is free.
+async fn decide(
+    app: &App,
+    worker: &Worker,
+    known: Option<&[LeaseRef]>,
+    candidates: &[B256],
+    now: DateTime<Utc>,
+) -> ApiResult<Decision> {
+    let node = worker.node;
+    let mut tx = app.begin().await?;
+    let profile = node_profile::lock(&mut tx, node).await?.ok_or_else(profile_missing)?;
+    let held = work::held(&mut tx, node, now).await?;
+    if let Some(lost) = known.and_then(|known| held.iter().find(|held| !knows(known, held))) {
+        let lease = LeaseRef { job_id: Hash(lost.job_id), fence: lost.fence };
+        let renewed = renew_lease(app, &mut tx, node, lease, now).await?;
+        let lease = lease_body(app, &mut tx, lost, node, renewed.lease_expires_at).await?;
+        tx.commit().await?;
+        tracing::info!(job_id = %lost.job_id, %node, fence = lost.fence.0, "lease given again");
+        return Ok(Decision::Granted(Box::new(lease)));
+    }
+    let registered = registry::nodes(&mut tx, &[node]).await?.remove(&node).map_or(0, |node| node.capacity);
+    let capacity = i64::from(registered).min(profile.max_concurrent_jobs.into());
+    if i64::try_from(held.len()).is_ok_and(|held| held >= capacity) {
+        return Ok(Decision::Full);
+    }
+    let worker = Worker {
+        operations: worker.operations.iter().filter(|name| profile.operations.contains(name)).cloned().collect(),
+        ..worker.clone()
+    };
+    let Some((job_id, before)) = work::lock_first(&mut tx, candidates, &worker, now).await? else {
+        return Ok(Decision::NoneLeft);
+    };
+    let after = before.claim(node, now, app.parts.settings.lease)?;
+    work::save(&mut tx, job_id, &before, &after, None, now).await?;
+    work::begin_attempt(&mut tx, job_id, after.fence, node, now).await?;
+    outbox::append(&mut tx, Source::Work, Entity::Job(job_id), "job.leased", now).await?;
+    let granted =
+        Held { job_id, fence: after.fence, expires_at: now + app.parts.settings.lease, attempts: after.attempts };
+    let lease = lease_body(app, &mut tx, &granted, node, granted.expires_at).await?;
+    tx.commit().await?;
+    metrics::counter!("littoral_jobs_leased_total").increment(1);
+    tracing::info!(%job_id, %node, fence = after.fence.0, "job leased");
+    Ok(Decision::Granted(Box::new(lease)))
+}
+
+fn profile_missing() -> ApiError {
+    ApiError::new(Code::ProfileMissing, "Register with nodes/register before claiming.")
+}
+
+fn knows(known: &[LeaseRef], held: &Held) -> bool {
+    known.iter().any(|lease| lease.job_id.0 == held.job_id && lease.fence == held.fence)
+}
+
+async fn lease_body(
+    app: &App,
+    db: &mut PgConnection,
+    held: &Held,
+    node: Address,
+    lease_expires_at: DateTime<Utc>,
+) -> ApiResult<LeaseBody> {
+    let job = opened(db, held.job_id).await?;
+    Ok(LeaseBody {
+        job_id: Hash(held.job_id),
+        fence: held.fence,
+        attempt: held.attempts + 1,
+        lease_expires_at,
+        order: (&job.order).into(),
+        spec: (&job.spec).into(),
+        assignment: lease_assignment(app, held.job_id, &job.order, node, lease_expires_at)?,
+    })
+}
