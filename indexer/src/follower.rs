@@ -179,8 +179,10 @@ impl Follower {
 
     /// Takes one step, if there is one to take.
     pub async fn advance(&mut self, now: DateTime<Utc>) -> Result<Progress, FollowError> {
-        let head = self.source.head().await?.id;
-        let Some(step) = self.next_step(head).await? else {
+        let head = self.source.head().await?;
+        let step = self.next_step(&head).await?;
+        let head = head.id;
+        let Some(step) = step else {
             return Ok(Progress { head: head.number, cursor: self.cursor, step: None });
         };
         // A step was found, so it has a last block.
@@ -195,22 +197,20 @@ impl Follower {
         Ok(Progress { head: head.number.max(tip.number), cursor: tip, step: Some(taken) })
     }
 
-    async fn next_step(&mut self, head: BlockId) -> Result<Option<Step>, FollowError> {
+    async fn next_step(&mut self, head: &Block) -> Result<Option<Step>, FollowError> {
         let from = self.cursor;
-        if head == from {
+        if head.id == from {
             return Ok(None);
         }
-        if head.number > from.number {
-            let forward = if head.number - from.number > SETTLED_DISTANCE {
-                self.settled_step(head).await?
-            } else {
-                self.single_step().await?
-            };
-            if forward.is_some() {
-                return Ok(forward);
-            }
+        let forward = match head.id.number.saturating_sub(from.number) {
+            0 => None,
+            1..=SETTLED_DISTANCE => self.single_step(head).await?,
+            _ => self.settled_step(head.id).await?,
+        };
+        match forward {
+            Some(step) => Ok(Some(step)),
+            None => self.reorg_step(head.id).await,
         }
-        self.reorg_step(head).await
     }
 
     /// Forward by as many blocks as one query of logs allows; nothing if the cursor is not on the chain any more.
@@ -237,15 +237,16 @@ impl Follower {
     }
 
     /// Forward by the next block; nothing if it is not a child of the cursor.
-    async fn single_step(&self) -> Result<Option<Step>, FollowError> {
+    async fn single_step(&self, head: &Block) -> Result<Option<Step>, FollowError> {
         let from = self.cursor;
-        match self.source.block(from.number + 1).await? {
-            Some(next) if next.parent_hash == from.hash => {
-                let Stretch { blocks, events } = self.source.branch(from, next.id.number).await?;
-                Ok(Some(Step { from, ancestor: None, blocks, events }))
-            }
-            _ => Ok(None),
-        }
+        let next = if head.id.number == from.number + 1 {
+            Some(head.clone())
+        } else {
+            self.source.block(from.number + 1).await?
+        };
+        let Some(next) = next.filter(|next| next.parent_hash == from.hash) else { return Ok(None) };
+        let events = self.source.events_of(&next).await?;
+        Ok(Some(Step { from, ancestor: None, blocks: vec![next], events }))
     }
 
     /// Back to the last block that the chain still has, and onto its branch, which is read whole before anything is undone.

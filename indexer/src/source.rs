@@ -7,7 +7,6 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use alloy::eips::BlockNumberOrTag;
-use alloy::primitives::B256;
 use alloy::providers::{DynProvider, Provider};
 use alloy::rpc::types::{Filter, Log};
 use alloy::transports::{TransportError, TransportResult};
@@ -97,7 +96,7 @@ impl Source {
 
     /// The events of the blocks after `parent` up to number `to`, each block the child of the one before, and all of them.
     pub async fn branch(&self, parent: BlockId, to: u64) -> Result<Stretch, SourceError> {
-        let mut blocks: Vec<Block> = stream::iter(parent.number + 1..=to)
+        let blocks: Vec<Block> = stream::iter(parent.number + 1..=to)
             .map(|number| self.existing_block(number))
             .buffered(CONCURRENCY)
             .try_collect()
@@ -114,7 +113,6 @@ impl Source {
         }
         let events: Vec<Vec<ChainEvent>> =
             stream::iter(&blocks).map(|block| self.events_of(block)).buffered(CONCURRENCY).try_collect().await?;
-        blocks.shrink_to_fit();
         Ok(Stretch { blocks, events: events.concat() })
     }
 
@@ -145,7 +143,8 @@ impl Source {
         Ok(Stretch { blocks: blocks.into_values().collect(), events })
     }
 
-    async fn events_of(&self, block: &Block) -> Result<Vec<ChainEvent>, SourceError> {
+    /// The events of one block.
+    pub async fn events_of(&self, block: &Block) -> Result<Vec<ChainEvent>, SourceError> {
         let filter = self.filter().at_block_hash(block.id.hash);
         let logs = ask("eth_getLogs", self.provider.get_logs(&filter)).await?;
         let blocks = BTreeMap::from([(block.id.number, block.clone())]);
@@ -189,7 +188,7 @@ impl Source {
             tx_hash,
             log_index,
             contract: log.address(),
-            topics: log.topics().iter().copied().map(B256::from).collect(),
+            topics: log.topics().to_vec(),
             data: log.data().data.clone(),
         };
         Ok(ChainEvent::decode(raw, &self.contracts)?)

@@ -4,21 +4,24 @@
 
 mod support;
 
-use alloy::primitives::{Address, U256};
-use market::Amount;
-use market::abi::{IJobEscrow, INodeRegistry};
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::sol_types::{SolCall, SolValue};
+use littoral_indexer::follower::Remedy;
+use market::abi::{IERC20, IJobEscrow, INodeRegistry, JobState, Order};
 use market::db::{escrow, registry};
 use market::fold::{EscrowState, time_of};
+use market::{Amount, clock};
 use support::{ASSIGNER, COIN, Chain, ETHER, Index, NODE, REQUESTER, spec};
 
 /// Asserts that accounts, earnings, stakes and jobs in the index are what the contracts return.
-async fn assert_agrees(chain: &Chain, index: &mut Index, orders: &[market::abi::Order]) {
+async fn assert_agrees(chain: &Chain, index: &mut Index, orders: &[Order]) {
     index.catch_up().await;
     let mut db = index.pool.acquire().await.unwrap();
     let requester = REQUESTER.address();
 
     let account = chain.escrow().account(requester, COIN).call().await.unwrap();
-    let row = escrow::accounts(&mut db, &[(requester, COIN)]).await.unwrap().remove(&(requester, COIN)).unwrap_or_default();
+    let row =
+        escrow::accounts(&mut db, &[(requester, COIN)]).await.unwrap().remove(&(requester, COIN)).unwrap_or_default();
     assert_eq!((row.free, row.thawing), (Amount::from(account.free), Amount::from(account.thawing)));
     assert_eq!(row.thaw_end, (account.thawEnd != 0).then(|| time_of(account.thawEnd)));
 
@@ -39,7 +42,6 @@ async fn assert_agrees(chain: &Chain, index: &mut Index, orders: &[market::abi::
     for order in orders {
         let job = chain.escrow().job(chain.job_id(order)).call().await.unwrap();
         let row = escrow::jobs(&mut db, &[chain.job_id(order)]).await.unwrap().remove(&chain.job_id(order));
-        use market::abi::JobState;
         let state = match job.state {
             JobState::Open => Some(EscrowState::Open),
             JobState::Submitted => Some(EscrowState::Submitted),
@@ -80,12 +82,14 @@ async fn every_kind_of_event_leaves_the_rows_that_the_contracts_return() {
     assert_agrees(&chain, &mut index, &[]).await;
 
     chain.deposit(REQUESTER, 10_000).await;
-    chain.call(NODE, escrow, 7, IJobEscrow::depositForCall {
-        account: REQUESTER.address(),
-        token: COIN,
-        amount: U256::from(7),
-    })
-    .await;
+    chain
+        .call(
+            NODE,
+            escrow,
+            7,
+            IJobEscrow::depositForCall { account: REQUESTER.address(), token: COIN, amount: U256::from(7) },
+        )
+        .await;
     assert_agrees(&chain, &mut index, &[]).await;
 
     // Paid at once; paid after a window; refunded.
@@ -125,4 +129,117 @@ async fn every_kind_of_event_leaves_the_rows_that_the_contracts_return() {
     chain.call(NODE, registry, 0, INodeRegistry::finishUnbondCall {}).await;
     assert_agrees(&chain, &mut index, &orders).await;
     index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn tokens_are_kept_apart_from_the_native_coin() {
+    let chain = Chain::start().await;
+    let mut index = Index::of(&chain).await;
+    let (escrow, token) = (chain.deployment.escrow, chain.deployment.tokens["TEST"]);
+    let mint =
+        [&keccak256("mint(address,uint256)")[..4], &(REQUESTER.address(), U256::from(500)).abi_encode()].concat();
+    chain.send(REQUESTER, token, 0, mint.into()).await;
+    let approve = IERC20::approveCall { spender: escrow, amount: U256::MAX };
+    chain.call(REQUESTER, token, 0, approve).await;
+    chain.call(REQUESTER, escrow, 0, IJobEscrow::depositCall { token, amount: U256::from(500) }).await;
+    chain.deposit(REQUESTER, 70).await;
+    let spec = spec("token");
+    let mut order = chain.order(1, &spec).await;
+    (order.token, order.maxPrice) = (token, 400);
+    chain.open(&order, &spec).await;
+    chain.submit(vec![chain.result(&order, 300)]).await;
+    assert_agrees(&chain, &mut index, &[order]).await;
+
+    let mut db = index.pool.acquire().await.unwrap();
+    let (requester, node) = (REQUESTER.address(), NODE.address());
+    let accounts = escrow::accounts(&mut db, &[(requester, token), (requester, COIN)]).await.unwrap();
+    assert_eq!(accounts[&(requester, token)].free, Amount::from(200));
+    assert_eq!(accounts[&(requester, COIN)].free, Amount::from(70));
+    let earned = escrow::earned(&mut db, &[(node, token), (node, COIN)]).await.unwrap();
+    assert_eq!(earned, [((node, token), Amount::from(300))].into());
+}
+
+/// `openJob` with a spec of any bytes: `string` and `bytes` are encoded alike.
+fn open_job_with(order: &Order, texts: [&[u8]; 3]) -> (Order, Bytes) {
+    let type_hash = keccak256("JobSpec(string inputCID,string operation,string params)");
+    let [a, b, c] = texts.map(keccak256);
+    let order = Order { specHash: keccak256([type_hash.0, a.0, b.0, c.0].concat()), ..order.clone() };
+    let [a, b, c] = texts.map(Bytes::copy_from_slice);
+    let arguments = (order.clone(), (a, b, c)).abi_encode_params();
+    let call = [&IJobEscrow::openJobCall::SELECTOR[..], &arguments].concat();
+    (order, call.into())
+}
+
+#[tokio::test]
+async fn strings_that_are_no_text_do_not_stop_it() {
+    let chain = Chain::start().await;
+    let mut index = Index::of(&chain).await;
+    chain.deposit(REQUESTER, 100_000).await;
+    let escrow_address = chain.deployment.escrow;
+    let (good, long) = ("caf\u{e9} \u{FFFD} \u{1F980}".as_bytes(), vec![b'x'; 20_000]);
+    let cases: [(&[u8], bool); 6] = [
+        (good, true),
+        (b"", true),
+        (&long, true),
+        (b"nul\0nul", false),
+        (b"\xff\xfe", false),
+        (b"cut \xf0\x9f", false),
+    ];
+    let mut orders = vec![];
+    for (nonce, (text, valid)) in (0..).zip(cases) {
+        for place in 0..3 {
+            let mut texts = [&b"bafk"[..], b"encrypt", b"{}"];
+            texts[place] = text;
+            let base = chain.order(nonce * 3 + u64::try_from(place).unwrap(), &spec("")).await;
+            let (order, call) = open_job_with(&base, texts);
+            chain.send(REQUESTER, escrow_address, 0, call).await;
+            orders.push((order, valid, texts[place].to_vec(), place));
+        }
+    }
+    // A node's strings are told, not signed for: what cannot be stored is replaced.
+    let operations = [Bytes::from_static(b"en\0crypt"), Bytes::from_static(b"\xff")].to_vec();
+    let (key, payout) = (Bytes::from(vec![1; 32]), NODE.address());
+    let arguments =
+        (B256::repeat_byte(5), key, payout, 1_u32, operations, Bytes::from_static(b"\0")).abi_encode_params();
+    let call = [&INodeRegistry::registerCall::SELECTOR[..], &arguments].concat();
+    chain.send(NODE, chain.deployment.registry, 0, call.into()).await;
+
+    index.catch_up().await;
+    let mut db = index.pool.acquire().await.unwrap();
+    for (order, valid, text, place) in &orders {
+        let id = chain.job_id(order);
+        let job = escrow::jobs(&mut db, &[id]).await.unwrap().remove(&id).unwrap();
+        assert_eq!(job.spec_valid, *valid, "{text:?}");
+        assert_eq!(job.order, *order);
+        let stored = [&job.spec.inputCID, &job.spec.operation, &job.spec.params][*place];
+        assert_eq!(stored.as_bytes() == text, *valid, "{stored:?}");
+    }
+    let node = registry::nodes(&mut db, &[NODE.address()]).await.unwrap().remove(&NODE.address()).unwrap();
+    assert_eq!(node.operations, ["en\u{FFFD}crypt", "\u{FFFD}"]);
+    assert_eq!(node.uri, "\u{FFFD}");
+    drop(db);
+
+    // Such jobs are paid and undone like others.
+    let bad: Vec<_> = orders.iter().filter(|(_, valid, ..)| !valid).map(|(order, ..)| order.clone()).collect();
+    chain.submit(bad.iter().map(|order| chain.result(order, 1)).collect()).await;
+    index.catch_up().await;
+    chain.reorg(3).await;
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_replaced_writes_nothing() {
+    let chain = Chain::start().await;
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    let mut deposed = index.replace().await;
+    chain.deposit(REQUESTER, 5).await;
+    let before = index.state().await;
+    let error = deposed.advance(clock::now()).await.unwrap_err();
+    assert!(error.to_string().contains("no longer leading"), "{error}");
+    assert_eq!(error.remedy(), Remedy::StandBy);
+    assert_eq!(index.state().await, before);
+    index.assert_equals_a_fresh_index(&chain).await;
+    let error = deposed.advance(clock::now()).await.unwrap_err();
+    assert_eq!(error.remedy(), Remedy::StandBy, "{error}");
 }

@@ -76,7 +76,8 @@ impl Chain {
     }
 
     pub async fn send(&self, from: DevKey, to: Address, value: u128, data: Bytes) -> TransactionReceipt {
-        let request = TransactionRequest::default().from(from.address()).to(to).value(U256::from(value)).input(data.into());
+        let request =
+            TransactionRequest::default().from(from.address()).to(to).value(U256::from(value)).input(data.into());
         let hash: TxHash = *self.provider.send_transaction(request).await.unwrap().tx_hash();
         for _ in 0..2000 {
             if let Some(receipt) = self.provider.get_transaction_receipt(hash).await.unwrap() {
@@ -216,9 +217,15 @@ impl Index {
 
     /// As if the process had died and another had come.
     pub async fn restart(&mut self) {
+        drop(self.replace().await);
+    }
+
+    /// Another follower takes over; what the one before would go on with.
+    pub async fn replace(&mut self) -> Follower {
         drop(self.leadership.take());
         let (leadership, follower) = lead(&self.pool, &self.source, &self.deployment, 2000).await.unwrap();
-        (self.leadership, self.follower) = (Some(leadership), follower);
+        self.leadership = Some(leadership);
+        std::mem::replace(&mut self.follower, follower)
     }
 
     /// As if the process had been started again with the endpoint and manifest of another chain.

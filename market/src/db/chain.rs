@@ -7,7 +7,7 @@
 mod event;
 mod rows;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
@@ -190,7 +190,7 @@ pub async fn apply(
     }
     rows::save(db, &folded).await?;
     applied.rows += keys.len();
-    outbox::append_many(db, Source::Chain, &changes.entries(), now).await?;
+    outbox::append_many(db, Source::Chain, &changes.0, now).await?;
     Ok(applied)
 }
 
@@ -309,23 +309,24 @@ pub async fn canonical_state(db: &mut PgConnection) -> Result<Vec<String>, sqlx:
     Ok(lines)
 }
 
-/// What a step changed, as the outbox tells it: the last thing that happened to each entity.
+/// What a step changed, as the outbox tells it: what was undone, then what happened, in the chain's order.
 #[derive(Default)]
-struct Changes(BTreeMap<Entity, &'static str>);
+struct Changes(Vec<(Entity, &'static str)>);
 
 impl Changes {
     fn undone(&mut self, keys: &BTreeSet<Key>) {
         for key in keys {
             match key {
-                Key::Job(job_id) => self.0.insert(Entity::Job(*job_id), "job.reorged"),
-                Key::Node(node) => self.0.insert(Entity::Node(*node), "node.reorged"),
-                Key::Account { .. } | Key::Earned { .. } => None,
-            };
+                Key::Job(job_id) => self.0.push((Entity::Job(*job_id), "job.reorged")),
+                Key::Node(node) => self.0.push((Entity::Node(*node), "node.reorged")),
+                // Redis holds nothing of these.
+                Key::Account { .. } | Key::Earned { .. } => {}
+            }
         }
     }
 
     fn happened(&mut self, event: &Event) {
-        let (entity, name) = match event {
+        self.0.push(match event {
             Event::JobOpened(e) => (Entity::Job(e.job_id), "job.opened"),
             Event::ResultSubmitted(e) => (Entity::Job(e.jobId), "job.submitted"),
             Event::JobPaid(e) => (Entity::Job(e.jobId), "job.paid"),
@@ -339,11 +340,6 @@ impl Changes {
             | Event::Withdrawn(_)
             | Event::EarnedWithdrawn(_)
             | Event::Skipped(_) => return,
-        };
-        self.0.insert(entity, name);
-    }
-
-    fn entries(&self) -> Vec<(Entity, &'static str)> {
-        self.0.iter().map(|(entity, name)| (*entity, *name)).collect()
+        });
     }
 }
