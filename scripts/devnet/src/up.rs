@@ -37,6 +37,10 @@ pub struct Up {
     #[arg(long, value_name = "SECS", default_value_t = 600)]
     within: u64,
 
+    /// Where data, logs and the manifest lie; must be under .littoral, the only place where forge may write
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
     /// Keep chain, database and Redis across runs, instead of starting afresh
     #[arg(long)]
     keep: bool,
@@ -116,8 +120,9 @@ impl Up {
         if !file.is_file() {
             bail!("{} is not a file", file.display());
         }
-        let dir = paths::state_dir();
+        let dir = self.dir.clone().unwrap_or_else(paths::state_dir);
         let _lock = lock(&dir)?;
+        let dir = dir.canonicalize()?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         // Dropping the work on a signal stops everything that it had started, in order.
