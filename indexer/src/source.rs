@@ -16,6 +16,10 @@ use market::fold::{ChainEvent, Contracts, DecodeError, RawLog, time_of};
 
 /// An endpoint that takes longer for one answer counts as failing.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often one request is made before its failure is that of the step.
+const ATTEMPTS: u32 = 3;
+/// Before a request is made again; longer before the third.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Requests under way at once.
 const CONCURRENCY: usize = 8;
 
@@ -122,7 +126,7 @@ impl Source {
         // of one chain.
         let tip = self.existing_block(*numbers.end()).await?;
         let filter = self.filter().from_block(*numbers.start()).to_block(*numbers.end());
-        let logs = ask("eth_getLogs", self.provider.get_logs(&filter)).await?;
+        let logs = ask("eth_getLogs", || self.provider.get_logs(&filter)).await?;
         let mut wanted: Vec<u64> = logs.iter().filter_map(|log| log.block_number).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -146,7 +150,7 @@ impl Source {
     /// The events of one block.
     pub async fn events_of(&self, block: &Block) -> Result<Vec<ChainEvent>, SourceError> {
         let filter = self.filter().at_block_hash(block.id.hash);
-        let logs = ask("eth_getLogs", self.provider.get_logs(&filter)).await?;
+        let logs = ask("eth_getLogs", || self.provider.get_logs(&filter)).await?;
         let blocks = BTreeMap::from([(block.id.number, block.clone())]);
         let mut events = logs.iter().map(|log| self.event(log, &blocks)).collect::<Result<Vec<_>, _>>()?;
         events.sort_by_key(|event| event.log.log_index);
@@ -163,7 +167,7 @@ impl Source {
     }
 
     async fn header(&self, at: BlockNumberOrTag) -> Result<Option<Block>, SourceError> {
-        let block = ask("eth_getBlockByNumber", async { self.provider.get_block_by_number(at).await }).await?;
+        let block = ask("eth_getBlockByNumber", || async { self.provider.get_block_by_number(at).await }).await?;
         Ok(block.map(|block| Block {
             id: BlockId { number: block.header.number, hash: block.header.hash },
             parent_hash: block.header.parent_hash,
@@ -195,9 +199,23 @@ impl Source {
     }
 }
 
-async fn ask<T>(what: &'static str, answer: impl Future<Output = TransportResult<T>>) -> Result<T, SourceError> {
-    match tokio::time::timeout(TIMEOUT, answer).await {
-        Ok(answer) => answer.map_err(|error| SourceError::Rpc { what, error }),
-        Err(_) => Err(SourceError::Timeout(what)),
+/// Asks up to [`ATTEMPTS`] times. What the endpoint itself refuses is not asked again.
+async fn ask<T, A>(what: &'static str, request: impl Fn() -> A) -> Result<T, SourceError>
+where
+    A: Future<Output = TransportResult<T>>,
+{
+    let mut attempt = 1;
+    loop {
+        let error = match tokio::time::timeout(TIMEOUT, request()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => SourceError::Rpc { what, error },
+            Err(_) => SourceError::Timeout(what),
+        };
+        if attempt == ATTEMPTS || error.is_refusal() {
+            return Err(error);
+        }
+        tracing::debug!(%error, attempt, "asking again");
+        tokio::time::sleep(RETRY_PAUSE * attempt).await;
+        attempt += 1;
     }
 }

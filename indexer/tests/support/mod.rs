@@ -38,6 +38,8 @@ pub struct Chain {
     pub provider: DynProvider,
     pub manifest: devnet::Deployment,
     pub deployment: Deployment,
+    /// What indexes read through.
+    reader: DynProvider,
     _dir: tempfile::TempDir,
 }
 
@@ -55,7 +57,12 @@ impl Chain {
             .unwrap();
         let deployment = Deployment::read(&path).unwrap();
         let provider = rpc::provider(&anvil.rpc_url().parse().unwrap());
-        Self { anvil, provider, manifest, deployment, _dir: dir }
+        Self { anvil, reader: provider.clone(), provider, manifest, deployment, _dir: dir }
+    }
+
+    /// Has indexes read through `reader`.
+    pub fn read_through(&mut self, reader: DynProvider) {
+        self.reader = reader;
     }
 
     pub fn escrow(&self) -> IJobEscrow::IJobEscrowInstance<DynProvider> {
@@ -67,7 +74,7 @@ impl Chain {
     }
 
     pub fn source(&self) -> Source {
-        Source::new(self.provider.clone(), Contracts::from(&self.deployment))
+        Source::new(self.reader.clone(), Contracts::from(&self.deployment))
     }
 
     /// Sends a call as one of the accounts that Anvil signs for, and sees it mined and successful.
