@@ -164,7 +164,8 @@ impl Service {
                     tokio::time::sleep(STANDBY_INTERVAL).await;
                 }
                 Err(error) if is_transient(&error) => {
-                    tracing::warn!(%error, "cannot reach the database");
+                    self.status.failing(&error);
+                    tracing::warn!(%error, "cannot reach the database; going on trying");
                     pause.wait().await;
                 }
                 Err(error) => return Err(error).context("cannot take the lead"),
@@ -191,11 +192,15 @@ impl Service {
         let mut follower = None;
         let mut pause = Pause::default();
         let mut measured_at: Option<Instant> = None;
+        let mut failing = false;
         loop {
             let result = self.look(&mut leadership, &mut follower, &mut measured_at).await;
             match result {
                 Ok(progress) => {
-                    pause = Pause::default();
+                    if std::mem::take(&mut failing) {
+                        tracing::info!(head = progress.head, "the chain can be read again");
+                        pause = Pause::default();
+                    }
                     self.status.progress(&progress);
                     report(&progress);
                     if progress.step.is_none() {
@@ -204,7 +209,10 @@ impl Service {
                 }
                 Err(error) if error.remedy() == Remedy::Retry => {
                     self.status.failing(&error);
-                    tracing::warn!(%error, "cannot read the chain; trying again");
+                    // Told when it begins; health and metrics tell that it goes on.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot read the chain; going on trying");
+                    }
                     pause.wait().await;
                 }
                 Err(error) => return error,

@@ -50,7 +50,7 @@ pub enum SourceError {
         /// The transport's or the endpoint's word.
         error: TransportError,
     },
-    /// No answer within [`TIMEOUT`].
+    /// No answer in time.
     #[error("{0}: no answer within {secs} s", secs = TIMEOUT.as_secs())]
     Timeout(&'static str),
     /// The answers do not fit together: the chain is being reorganised, or the endpoint is several nodes.

@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use devnet::{Launch, Process, Redis, RedisOptions, TestDatabase};
+use devnet::{Launch, Postgres, Process, Redis, RedisOptions, TestDatabase};
 use market::db;
 use sqlx::PgPool;
 use support::{Chain, ETHER, Index, NODE, OTHER_REQUESTER, REQUESTER, spec};
@@ -17,15 +17,18 @@ const SOON: Duration = Duration::from_secs(30);
 /// What an indexer needs besides a chain.
 struct Stores {
     redis: Redis,
-    database: TestDatabase,
+    url: String,
+    _database: TestDatabase,
     logs: tempfile::TempDir,
 }
 
 impl Stores {
     async fn start() -> Self {
+        let database = TestDatabase::create().await.unwrap();
         Self {
             redis: Redis::start(RedisOptions::default()).await.unwrap(),
-            database: TestDatabase::create().await.unwrap(),
+            url: database.url().to_owned(),
+            _database: database,
             logs: devnet::paths::scratch_dir("indexer-logs").unwrap(),
         }
     }
@@ -33,7 +36,7 @@ impl Stores {
     fn indexer(&self, name: &str, rpc_url: &str, manifest: &Path) -> Launch {
         Launch::new(name, env!("CARGO_BIN_EXE_littoral-indexer"), self.logs.path().join(name))
             .arg("run")
-            .env("DATABASE_URL", self.database.url())
+            .env("DATABASE_URL", &self.url)
             .env("REDIS_URL", self.redis.url())
             .env("RPC_URL", rpc_url)
             .env("LITTORAL_DEPLOYMENT", manifest)
@@ -44,7 +47,7 @@ impl Stores {
     }
 
     async fn pool(&self) -> PgPool {
-        db::connect(self.database.url(), 2).await.unwrap()
+        db::connect(&self.url, 2).await.unwrap()
     }
 }
 
@@ -113,6 +116,28 @@ async fn two_at_once_that_are_killed_in_turn_write_what_one_would() {
         assert!(indexer.stop(), "ends when asked to");
         assert!(indexer.exit_status().unwrap().success(), "{}", indexer.log_tail());
     }
+}
+
+#[tokio::test]
+async fn it_outlives_a_crash_of_postgres() {
+    let (chain, mut stores) = (Chain::start().await, Stores::start().await);
+    let dir = devnet::paths::scratch_dir("indexer-postgres").unwrap();
+    let port = devnet::ports::free_port().unwrap();
+    let mut postgres = Postgres::start(dir.path(), Some(port)).await.unwrap();
+    stores.url = postgres.create_database("crashing").await.unwrap().to_string();
+    let pool = stores.pool().await;
+    let mut indexer = stores.indexer_of("lasting", &chain);
+    chain.deposit(REQUESTER, 100).await;
+    caught_up(&pool, &chain).await;
+
+    postgres.process().kill();
+    drop(postgres);
+    chain.deposit(REQUESTER, 100).await;
+    indexer.wait_until(SOON, async |process| process.output().contains("back to standby")).await.unwrap();
+    let _postgres = Postgres::start(dir.path(), Some(port)).await.unwrap();
+    caught_up(&pool, &chain).await;
+    assert_equals_a_fresh_index(&pool, &chain).await;
+    assert!(indexer.is_running());
 }
 
 #[tokio::test]

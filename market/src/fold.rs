@@ -184,7 +184,8 @@ pub struct Rows {
 /// The latest second that RFC 3339 can write, 9999-12-31T23:59:59Z.
 const LATEST_SECS: u64 = 253_402_300_799;
 
-/// A time of the chain, in unix seconds; later ones than [`LATEST_SECS`] count as that.
+/// A time of the chain, in unix seconds. Times after the year 9999 count as its last second: nothing that is read by people
+/// or kept in Postgres goes further.
 #[must_use]
 pub fn time_of(unix_secs: u64) -> DateTime<Utc> {
     let secs = i64::try_from(unix_secs.min(LATEST_SECS)).unwrap_or(i64::MAX);

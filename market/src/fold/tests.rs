@@ -391,7 +391,7 @@ fn log_with_spec(texts: [&[u8]; 3]) -> RawLog {
     let [a, b, c] = texts.map(alloy::primitives::keccak256);
     order.specHash = alloy::primitives::keccak256([type_hash.0, a.0, b.0, c.0].concat());
     let topics = opened(&order, JobSpec::default(), U256::ZERO).encode_log_data().topics().to_vec();
-    let [a, b, c] = texts.map(|text| Bytes::copy_from_slice(text));
+    let [a, b, c] = texts.map(Bytes::copy_from_slice);
     let data = (
         (order.token, order.maxPrice, order.assigner, order.deadline, order.challengeWindow),
         (order.arbiter, U256::from(order.maxFeeBps), order.nonce, (a, b, c), U256::ZERO),
