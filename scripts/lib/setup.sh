@@ -76,8 +76,3 @@ setup() {
     node -p 'JSON.parse(require("fs").readFileSync(0)).target_directory')
   DEVNET=$TARGET/debug/littoral-devnet
 }
-
-build_contracts() {
-  say "Building the contracts"
-  (cd "$ROOT" && "$FORGE" build)
-}
