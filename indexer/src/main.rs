@@ -1,5 +1,7 @@
 //! `littoral-indexer`: mirrors the chain into Postgres and Redis.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use littoral_indexer::service::{self, RunArgs};
 use market::settings::LogArgs;
@@ -27,9 +29,19 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let Command::Run { args, log } = Cli::parse().command;
     telemetry::init(log.log_json);
+    match run(*args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %reasons(&error), "cannot go on");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: RunArgs) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = shutdown.clone();
@@ -40,5 +52,14 @@ async fn main() -> anyhow::Result<()> {
         }
         stop.cancel();
     });
-    service::run(*args, shutdown).await
+    service::run(args, shutdown).await
+}
+
+/// An error and its causes in one line. Some errors repeat their cause in their own text; it is not told twice.
+fn reasons(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, reason| match told.as_str() {
+        "" => reason,
+        so_far if so_far.contains(&reason) => told,
+        so_far => format!("{so_far}: {reason}"),
+    })
 }
