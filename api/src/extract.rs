@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{FromRequest, FromRequestParts, Request, path::ErrorKind, rejection::PathRejection},
+    extract::{FromRequest, FromRequestParts, RawPathParams, Request, rejection::RawPathParamsRejection},
     http::{HeaderMap, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, value::MapDeserializer},
+};
 
 use crate::error::{ApiError, ApiResult, Code};
 
@@ -48,14 +51,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
-        match axum::extract::Path::from_request_parts(parts, state).await {
-            Ok(axum::extract::Path(value)) => Ok(Self(value)),
-            Err(rejection) => Err(path_error(rejection)),
-        }
+        // axum's own Path does not tell which parameter a type of ours has refused.
+        let params = RawPathParams::from_request_parts(parts, state).await.map_err(|rejection| match rejection {
+            RawPathParamsRejection::InvalidUtf8InPathParam(error) => {
+                // "Invalid UTF-8 in `jobId`"
+                let field = error.body_text().split('`').nth(1).unwrap_or_default().to_owned();
+                ApiError::field(Code::InvalidParameter, field, "is not UTF-8")
+            }
+            other => ApiError::internal(anyhow::anyhow!("{other}")),
+        })?;
+        let map = MapDeserializer::<_, serde::de::value::Error>::new(params.iter());
+        serde_path_to_error::deserialize(map).map(Self).map_err(|error| {
+            let path = error.path().to_string();
+            named_field(Code::InvalidParameter, &path, &error.into_inner().to_string())
+        })
     }
 }
 
@@ -151,20 +164,6 @@ fn named_field(code: Code, path: &str, detail: &str) -> ApiError {
         _ => path.to_owned(),
     };
     if field.is_empty() { ApiError::new(code, detail) } else { ApiError::field(code, field, detail) }
-}
-
-fn path_error(rejection: PathRejection) -> ApiError {
-    let PathRejection::FailedToDeserializePathParams(error) = rejection else {
-        return ApiError::internal(anyhow::anyhow!("{rejection}"));
-    };
-    match error.into_kind() {
-        ErrorKind::DeserializeError { key, message, .. } => ApiError::field(Code::InvalidParameter, key, message),
-        ErrorKind::ParseErrorAtKey { key, value, expected_type } => {
-            ApiError::field(Code::InvalidParameter, key, format!("{value:?} is not a {expected_type}"))
-        }
-        ErrorKind::InvalidUtf8InPathParam { key } => ApiError::field(Code::InvalidParameter, key, "is not UTF-8"),
-        other => ApiError::new(Code::InvalidParameter, other.to_string()),
-    }
 }
 
 #[cfg(test)]

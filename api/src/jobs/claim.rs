@@ -187,9 +187,11 @@ async fn suggest(app: &App) -> Vec<B256> {
 
 /// Who asks: registered, staked, and known to the API.
 async fn worker(app: &App, db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> ApiResult<Worker> {
-    let registration = staked(app, db, node).await?;
+    let mut operations = staked(app, db, node).await?.operations;
+    let profile = node_profile::find(db, node).await?.ok_or_else(profile_missing)?;
+    operations.retain(|name| profile.operations.contains(name));
     let deadline_from = now + app.parts.settings.deadline_margin;
-    Ok(Worker { node, operations: registration.operations, assigner: app.assigner(), deadline_from })
+    Ok(Worker { node, operations, assigner: app.assigner(), deadline_from })
 }
 
 enum Decision {
@@ -225,11 +227,7 @@ async fn decide(
     if i64::try_from(held.len()).is_ok_and(|held| held >= capacity) {
         return Ok(Decision::Full);
     }
-    let worker = Worker {
-        operations: worker.operations.iter().filter(|name| profile.operations.contains(name)).cloned().collect(),
-        ..worker.clone()
-    };
-    let Some((job_id, before)) = work::lock_first(&mut tx, candidates, &worker, now).await? else {
+    let Some((job_id, before)) = work::lock_first(&mut tx, candidates, worker, now).await? else {
         return Ok(Decision::NoneLeft);
     };
     let after = before.claim(node, now, app.parts.settings.lease)?;

@@ -107,9 +107,7 @@ async fn submit_job(
     let job_id = typed_data::job_id(&order, &app.domain);
     let mut tx = app.begin().await?;
     if let Some(known) = job_view::by_id(&mut tx, job_id).await? {
-        if known.announced_at.is_some() || known.opened.is_some() {
-            return Ok(Json(SubmitBody { job_id: Hash(job_id), status: known.status(now) }));
-        }
+        return Ok(Json(SubmitBody { job_id: Hash(job_id), status: known.status(now) }));
     }
     let input = check_spec(&order, &spec)?;
     check_order(&app, &order, now)?;

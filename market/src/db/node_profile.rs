@@ -49,6 +49,17 @@ pub async fn heartbeat(db: &mut PgConnection, node: Address, now: DateTime<Utc>)
     Ok(heard.rows_affected() == 1)
 }
 
+/// What `node` said, if it registered.
+pub async fn find(db: &mut PgConnection, node: Address) -> Result<Option<Profile>, sqlx::Error> {
+    sqlx::query_as!(
+        Profile,
+        "select max_concurrent_jobs, operations from node_profile where node = $1",
+        DbAddress(node) as _
+    )
+    .fetch_optional(db)
+    .await
+}
+
 /// What `node` said, held until the transaction ends, so that two claims of one node cannot both count the same free place.
 pub async fn lock(db: &mut PgConnection, node: Address) -> Result<Option<Profile>, sqlx::Error> {
     sqlx::query_as!(

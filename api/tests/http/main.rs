@@ -1,0 +1,16 @@
+//! The API over HTTP, with real Postgres and Redis. Rows of the chain are put where the indexer would put them.
+//!
+//! Tests run on two threads: when one ends, its database is dropped while the thread waits, and Postgres would wait in turn
+//! for connections that no one is left to finish opening.
+
+// Tests look into tables with SQL of their own. Clippy excuses test functions only, not the helpers beside them.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+
+mod auth;
+mod blobs;
+mod claim;
+mod complete;
+mod nodes;
+mod shape;
+mod submit;
+mod support;
