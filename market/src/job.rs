@@ -292,10 +292,7 @@ mod tests {
         let first = Work::default().claim(node(1), at(0), LEASE).unwrap();
         let second = first.claim(node(1), at(60), LEASE).unwrap();
         assert_eq!(second.complete(node(2), Fence(2), at(61)), Err(WorkError::NotHolder));
-        assert_eq!(
-            second.complete(node(1), Fence(1), at(61)),
-            Err(WorkError::StaleFence { given: 1, current: 2 })
-        );
+        assert_eq!(second.complete(node(1), Fence(1), at(61)), Err(WorkError::StaleFence { given: 1, current: 2 }));
         let done = second.complete(node(1), Fence(2), at(61)).unwrap();
         assert_eq!(done.complete(node(1), Fence(2), at(62)), Err(WorkError::Ended("completed")));
         assert_eq!(done.claim(node(3), at(900), LEASE), Err(WorkError::Ended("completed")));
