@@ -9,11 +9,11 @@ use alloy::{
     sol_types::Eip712Domain,
 };
 use chrono::TimeDelta;
-use market::{deployment::Deployment, redis::client::Client, typed_data};
+use market::{db::job_view::Stats, deployment::Deployment, redis::client::Client, typed_data};
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Mutex, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,8 @@ pub struct Shared {
     pub wake: watch::Sender<u64>,
     /// Bounds how many claims ask the database at once, so that a wake-up of many nodes leaves connections to others.
     pub claim_slots: Semaphore,
+    /// The latest count of jobs and when it was made: counting reads every job.
+    pub stats: Mutex<Option<(Instant, Stats)>>,
     /// Cancelled when the process is to end: long polls return, background tasks stop.
     pub shutdown: CancellationToken,
     /// When the process began to serve.
@@ -110,6 +112,7 @@ impl App {
             claim_slots: Semaphore::new(parts.settings.claim_slots),
             parts,
             wake: watch::Sender::new(0),
+            stats: Mutex::new(None),
             shutdown: CancellationToken::new(),
             started: Instant::now(),
         }))

@@ -119,3 +119,30 @@ fn request_id(request: &Request) -> String {
         .filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'))
         .map_or_else(|| hex::encode(rand::random::<[u8; 8]>()), str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{http::StatusCode, routing::get};
+
+    #[tokio::test]
+    async fn a_panic_is_answered_and_harms_no_other_request() {
+        async fn panics() -> &'static str {
+            panic!("the secret is 42")
+        }
+        let router = Router::new()
+            .route("/panics", get(panics))
+            .route("/works", get(async || "well"))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(from_fn(observe));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let answer = reqwest::get(format!("{url}/panics")).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = answer.text().await.unwrap();
+        assert!(body.contains("\"code\":\"internal\"") && !body.contains("42"), "{body}");
+        assert_eq!(reqwest::get(format!("{url}/works")).await.unwrap().text().await.unwrap(), "well");
+        server.abort();
+    }
+}

@@ -149,24 +149,24 @@ async fn claim(
     known: Option<&[LeaseRef]>,
     now: DateTime<Utc>,
 ) -> ApiResult<Option<LeaseBody>> {
-    let mut suggested = suggest(app).await;
-    for _ in 0..ROUNDS {
+    let worker = worker(app, node, now).await?;
+    let mut candidates = suggest(app).await;
+    for round in 0..ROUNDS {
         let mut db = app.parts.pool.acquire().await?;
-        let worker = worker(app, &mut db, node, now).await?;
-        if suggested.is_empty() {
-            suggested = work::candidates(&mut db, &worker, CANDIDATES.try_into().unwrap_or(i64::MAX), now).await?;
-            if suggested.is_empty() && known.is_none() {
-                return Ok(None);
-            }
+        if candidates.is_empty() {
+            candidates = work::candidates(&mut db, &worker, CANDIDATES.try_into().unwrap_or(i64::MAX), now).await?;
+        }
+        // The first round also looks for a lease that the node has lost.
+        if candidates.is_empty() && (round > 0 || known.is_none()) {
+            return Ok(None);
         }
         // Committed before the transaction that locks: an insert waits for another's of the same row, a lock need not.
-        work::ensure_rows(&mut db, &suggested, now).await?;
+        work::ensure_rows(&mut db, &candidates, now).await?;
         drop(db);
-        match decide(app, &worker, known, &suggested, now).await? {
+        match decide(app, &worker, known, &candidates, now).await? {
             Decision::Granted(lease) => return Ok(Some(*lease)),
             Decision::Full => return Ok(None),
-            Decision::NoneLeft if suggested.is_empty() => return Ok(None),
-            Decision::NoneLeft => suggested.clear(),
+            Decision::NoneLeft => candidates.clear(),
         }
     }
     Ok(None)
@@ -186,9 +186,10 @@ async fn suggest(app: &App) -> Vec<B256> {
 }
 
 /// Who asks: registered, staked, and known to the API.
-async fn worker(app: &App, db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> ApiResult<Worker> {
-    let mut operations = staked(app, db, node).await?.operations;
-    let profile = node_profile::find(db, node).await?.ok_or_else(profile_missing)?;
+async fn worker(app: &App, node: Address, now: DateTime<Utc>) -> ApiResult<Worker> {
+    let mut db = app.parts.pool.acquire().await?;
+    let mut operations = staked(app, &mut db, node).await?.operations;
+    let profile = node_profile::find(&mut db, node).await?.ok_or_else(profile_missing)?;
     operations.retain(|name| profile.operations.contains(name));
     let deadline_from = now + app.parts.settings.deadline_margin;
     Ok(Worker { node, operations, assigner: app.assigner(), deadline_from })

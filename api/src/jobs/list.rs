@@ -1,6 +1,6 @@
 //! Looking at jobs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::extract::State;
 use market::{
@@ -10,6 +10,7 @@ use market::{
     redis::keys::queue_score,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -72,6 +73,9 @@ struct PendingQuery {
     #[param(value_type = Option<String>)]
     cursor: Option<Cursor>,
 }
+
+/// How old a count of all jobs may be.
+const STATS_AGE: Duration = Duration::from_secs(2);
 
 /// How many jobs there are.
 #[derive(Debug, Serialize, ToSchema)]
@@ -144,12 +148,18 @@ fn queue_place(job: &job_view::JobView) -> i64 {
 }
 
 /// Count the jobs by status
+///
+/// The count may be two seconds old.
 #[utoipa::path(get, path = "/lit-compute/jobs/stats", tag = "jobs", responses((status = 200, body = JobStats)))]
 async fn job_stats(State(app): State<App>) -> ApiResult<Json<JobStats>> {
-    let stats = job_view::stats(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
-    let by_status: BTreeMap<_, _> = JobStatus::ALL
-        .into_iter()
-        .map(|status| (status.name(), stats.by_status.get(status.name()).copied().unwrap_or(0)))
-        .collect();
+    // Held while counting, so that many who ask at once cause one count.
+    let mut latest = app.stats.lock().await;
+    if latest.as_ref().is_none_or(|(counted, _)| counted.elapsed() >= STATS_AGE) {
+        let stats = job_view::stats(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
+        *latest = Some((Instant::now(), stats));
+    }
+    let counts = latest.as_ref().map(|(_, stats)| &stats.by_status);
+    let count = |status: JobStatus| counts.and_then(|counts| counts.get(status.name())).copied().unwrap_or(0);
+    let by_status: BTreeMap<_, _> = JobStatus::ALL.into_iter().map(|status| (status.name(), count(status))).collect();
     Ok(Json(JobStats { total: by_status.values().sum(), by_status }))
 }

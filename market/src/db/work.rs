@@ -177,7 +177,9 @@ pub async fn ensure_rows(db: &mut PgConnection, job_ids: &[B256], now: DateTime<
     let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
     sqlx::query!(
         "insert into job_work (job_id, state, fence, attempts, updated_at)
-         select e.job_id, 'queued', 0, 0, $2 from escrow_job e where e.job_id = any($1) order by e.job_id
+         select e.job_id, 'queued', 0, 0, $2 from escrow_job e
+         where e.job_id = any($1) and not exists (select from job_work w where w.job_id = e.job_id)
+         order by e.job_id
          on conflict do nothing",
         &ids[..] as _,
         now
@@ -439,7 +441,6 @@ pub async fn completion(db: &mut PgConnection, job_id: B256) -> Result<Option<Co
 /// the queue. It reconnects by itself; what happens meanwhile is not heard, so listeners look for themselves now and then.
 pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.ignore_pool_close_event(true);
     listener.listen_all([Source::Chain.channel(), REQUEUED]).await?;
     Ok(listener)
 }
