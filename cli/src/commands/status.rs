@@ -119,7 +119,10 @@ async fn api_health(api: &Api) -> anyhow::Result<Value> {
 fn summary(api: &anyhow::Result<Value>) -> String {
     match api {
         Ok(value) => {
-            let word = |name: &str| value["health"][name].as_str().unwrap_or("?").to_owned();
+            let word = |name: &str| match &value["health"][name] {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
             let block = &value["chain"]["indexed"]["blockNumber"];
             format!("{}, worker {}, redis {}, indexed to block {block}", word("status"), word("worker"), word("redis"))
         }

@@ -1,6 +1,7 @@
 //! The leases a node holds, and keeping them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use market::job::Fence;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Heartbeat, LeaseRef};
+use crate::api::{Heartbeat, Lease, LeaseRef};
 
 /// Longest time between two heartbeats, with and without work.
 const WORKING: Duration = Duration::from_secs(15);
@@ -21,7 +22,12 @@ struct Entry {
     fence: Fence,
     expires_at: DateTime<Utc>,
     lost: CancellationToken,
+    /// The lease that came while the job was held under an earlier fence.
+    newer: Option<Lease>,
 }
+
+/// A lease to work under, and the token that is cancelled when it is lost.
+pub type Taken = (Lease, CancellationToken);
 
 /// The leases a node holds.
 #[derive(Default)]
@@ -36,25 +42,47 @@ impl Held {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds `lease` from now on; nothing if the node works on the job already, whose fence is then brought up to date.
-    /// The token is cancelled when the lease is lost.
-    pub fn insert(&self, lease: LeaseRef, expires_at: DateTime<Utc>) -> Option<CancellationToken> {
-        let mut leases = self.lock();
-        if let Some(entry) = leases.get_mut(&lease.job_id) {
-            if lease.fence > entry.fence {
-                (entry.fence, entry.expires_at) = (lease.fence, expires_at);
+    /// Holds the lease `reference` from now on. Nothing if the node holds the job already.
+    pub fn insert(&self, reference: LeaseRef, expires_at: DateTime<Utc>) -> Option<CancellationToken> {
+        match self.lock().entry(reference.job_id) {
+            Occupied(_) => None,
+            Vacant(place) => {
+                let lost = CancellationToken::new();
+                place.insert(Entry { fence: reference.fence, expires_at, lost: lost.clone(), newer: None });
+                self.changed.notify_one();
+                Some(lost)
             }
-            return None;
         }
-        let lost = CancellationToken::new();
-        leases.insert(lease.job_id, Entry { fence: lease.fence, expires_at, lost: lost.clone() });
-        self.changed.notify_one();
-        Some(lost)
     }
 
-    /// Lets go of the job.
-    pub fn remove(&self, job_id: B256) {
-        self.lock().remove(&job_id);
+    /// Holds `lease` from now on. Nothing if the node holds the job already: an earlier lease of it ended, and this is
+    /// the next, under which the work goes on, or is taken up by who [`Self::release`]s the earlier one.
+    pub fn take(&self, lease: Lease) -> Option<Taken> {
+        if let Some(lost) = self.insert(lease.reference(), lease.lease_expires_at) {
+            return Some((lease, lost));
+        }
+        if let Some(entry) = self.lock().get_mut(&lease.job_id).filter(|entry| lease.fence > entry.fence) {
+            (entry.fence, entry.expires_at) = (lease.fence, lease.lease_expires_at);
+            if entry.lost.is_cancelled() {
+                entry.lost = CancellationToken::new();
+            }
+            entry.newer = Some(lease);
+            self.changed.notify_one();
+        }
+        None
+    }
+
+    /// Lets go of the job. If it is not `done` and a newer lease of it has come meanwhile, keeps it and returns that.
+    pub fn release(&self, job_id: B256, done: bool) -> Option<Taken> {
+        let mut leases = self.lock();
+        if !done
+            && let Some(entry) = leases.get_mut(&job_id)
+            && let Some(lease) = entry.newer.take()
+        {
+            return Some((lease, entry.lost.clone()));
+        }
+        leases.remove(&job_id);
+        None
     }
 
     /// The fence under which the node holds the job.
@@ -124,7 +152,7 @@ mod tests {
         held.insert(lease(2, 1), at(6)).unwrap();
         assert_eq!(held.next_heartbeat(at(0)), Duration::from_secs(2));
         assert_eq!(held.next_heartbeat(at(99)), SHORTEST);
-        held.remove(lease(2, 1).job_id);
+        assert!(held.release(lease(2, 1).job_id, false).is_none());
         assert_eq!(held.list(), [lease(1, 1)]);
     }
 
@@ -137,7 +165,35 @@ mod tests {
         let heartbeat = Heartbeat { renewed: vec![renewed], lost: vec![lost(lease(1, 4)), lost(lease(2, 3))] };
         assert_eq!(held.update(&heartbeat), [(lease(1, 4).job_id, "stale".to_owned())]);
         assert!(first.is_cancelled() && !second.is_cancelled());
-        assert!(held.insert(lease(2, 5), at(120)).is_none(), "the node works on it already");
-        assert_eq!(held.fence(lease(2, 5).job_id), Some(Fence(5)));
+    }
+
+    fn whole(reference: LeaseRef) -> Lease {
+        Lease {
+            job_id: reference.job_id,
+            fence: reference.fence,
+            lease_expires_at: at(120),
+            order: market::order::OrderJson::from(&market::abi::Order::default()),
+            spec: (&market::abi::JobSpec::default()).into(),
+            assignment: None,
+        }
+    }
+
+    #[test]
+    fn a_newer_lease_of_a_job_under_way_is_not_dropped() {
+        let held = Held::default();
+        let first = held.insert(lease(1, 1), at(0)).unwrap();
+        let lost = Lost { job_id: lease(1, 1).job_id, fence: Fence(1), detail: "expired".into() };
+        held.update(&Heartbeat { renewed: vec![], lost: vec![lost] });
+        assert!(first.is_cancelled());
+        assert!(held.take(whole(lease(1, 1))).is_none(), "the same lease again brings nothing new");
+        assert!(held.take(whole(lease(1, 2))).is_none(), "the node is still busy with the first");
+        assert_eq!(held.list(), [lease(1, 2)]);
+        let (next, token) = held.release(lease(1, 1).job_id, false).unwrap();
+        assert_eq!(next.fence, Fence(2));
+        assert!(!token.is_cancelled());
+        assert!(held.release(next.job_id, false).is_none() && held.list().is_empty());
+        held.take(whole(lease(1, 3))).unwrap();
+        held.take(whole(lease(1, 4)));
+        assert!(held.release(next.job_id, true).is_none(), "what is done is not done again");
     }
 }

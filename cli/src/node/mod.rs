@@ -24,7 +24,7 @@ use crate::chain::Chain;
 use crate::context::Context;
 use crate::ops::Operations;
 use crate::output::Out;
-use held::Held;
+use held::{Held, Taken};
 use store::{Entry, Store};
 use work::{End, pause_after};
 
@@ -120,8 +120,10 @@ impl Node {
         jobs.spawn(async move {
             tracing::info!(job_id = %entry.job_id, "sending a result again");
             let end = self.deliver(&entry, &lost).await;
-            self.held.remove(entry.job_id);
             self.tell(entry.job_id, &end);
+            if let Some(taken) = self.held.release(entry.job_id, !matches!(end, End::Lost(_))) {
+                self.work_through(taken).await;
+            }
         });
     }
 
@@ -168,12 +170,21 @@ impl Node {
     }
 
     async fn take(&self, lease: Lease) {
-        let Some(lost) = self.held.insert(lease.reference(), lease.lease_expires_at) else { return };
-        let about = json!({ "jobId": lease.job_id, "fence": lease.fence, "operation": lease.spec.operation });
-        self.event("claimed", about);
-        let end = self.work(&lease, &lost).await;
-        self.held.remove(lease.job_id);
-        self.tell(lease.job_id, &end);
+        if let Some(taken) = self.held.take(lease) {
+            self.work_through(taken).await;
+        }
+    }
+
+    /// Works on a lease, and on the next one if that is lost and the job comes back.
+    async fn work_through(&self, first: Taken) {
+        let mut next = Some(first);
+        while let Some((lease, lost)) = next {
+            let about = json!({ "jobId": lease.job_id, "fence": lease.fence, "operation": lease.spec.operation });
+            self.event("claimed", about);
+            let end = self.work(&lease, &lost).await;
+            self.tell(lease.job_id, &end);
+            next = self.held.release(lease.job_id, !matches!(end, End::Lost(_)));
+        }
     }
 
     /// Heartbeats, which also renew all leases.
@@ -230,7 +241,7 @@ impl Node {
 
     /// What happened: a line of the log, and with `--json` an object on standard output.
     fn event(&self, event: &'static str, about: Value) {
-        tracing::info!(node = %self.address, event, %about);
+        tracing::info!(node = %self.address, %about, "{event}");
         if !self.out.is_json() {
             return;
         }

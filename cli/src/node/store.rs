@@ -11,6 +11,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{CompleteRequest, LeaseRef};
+use crate::ops::command;
 
 const LOCK: &str = "lock";
 const JOURNAL: &str = "completion.json";
@@ -137,7 +138,10 @@ impl Store {
             }
             match read_entry(&path).filter(|entry| entry.deadline >= now && self.path(entry.job_id) == path) {
                 Some(entry) => entries.push(entry),
-                None => remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))?,
+                None => {
+                    command::kill_orphan(&JobDir(path.clone()).output());
+                    remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+                }
             }
         }
         Ok(entries)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use alloy::primitives::B256;
 use alloy::signers::SignerSync;
 use market::abi::Order;
+use market::job::Fence;
 use market::{Amount, ContentId, typed_data};
 use tokio_util::sync::CancellationToken;
 
@@ -155,8 +156,9 @@ impl Node {
                 self.clean(entry.job_id);
                 return End::Lost("its deadline passed before the result arrived".into());
             }
+            let sent_under = self.held.fence(entry.job_id).unwrap_or(entry.completion.fence);
             let sent = tokio::select! {
-                sent = self.send(entry) => sent,
+                sent = self.send(entry, sent_under) => sent,
                 () = lost.cancelled() => return End::Lost("the API gave it up".into()),
                 () = self.abort.cancelled() => return End::Stopped,
             };
@@ -171,6 +173,8 @@ impl Node {
                 Verdict::Again => {
                     tracing::warn!(job_id = %entry.job_id, error = %error, "the result did not arrive; trying again")
                 }
+                // Held again, under a lease that came while this was under way.
+                Verdict::Later if self.held.fence(entry.job_id).is_some_and(|fence| fence > sent_under) => {}
                 Verdict::Later => return End::Lost(error.to_string()),
                 Verdict::Never => {
                     self.clean(entry.job_id);
@@ -188,11 +192,8 @@ impl Node {
         }
     }
 
-    async fn send(&self, entry: &Entry) -> anyhow::Result<CompleteRequest> {
-        let mut completion = entry.completion.clone();
-        if let Some(fence) = self.held.fence(entry.job_id) {
-            completion.fence = fence;
-        }
+    async fn send(&self, entry: &Entry, fence: Fence) -> anyhow::Result<CompleteRequest> {
+        let completion = CompleteRequest { fence, ..entry.completion.clone() };
         let output = self.store.dir(entry.job_id).output();
         let bar = indicatif::ProgressBar::hidden();
         self.api.put_blob(&output, completion.output_cid, entry.size, &bar).await?;

@@ -1,6 +1,7 @@
 //! `command`: the operator's own program, input on its standard input, output from its standard output.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -35,6 +36,14 @@ impl Group {
         Self(AtomicI32::new(child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0)))
     }
 
+    /// Writes down what runs, for the case that this process is killed.
+    fn note(&self, file: &Path) -> io::Result<()> {
+        match Pid::from_raw(self.0.load(Ordering::Relaxed)).and_then(|pid| Some((pid, started(pid)?))) {
+            Some((pid, start)) => std::fs::write(file, format!("{} {start}", pid.as_raw_nonzero())),
+            None => Ok(()),
+        }
+    }
+
     fn kill(&self) {
         if let Some(pid) = Pid::from_raw(self.0.swap(0, Ordering::Relaxed)) {
             // An error means that the group is gone, which is the aim.
@@ -46,6 +55,30 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Where the running program of the job with this `output` is written down.
+fn pid_file(output: &Path) -> PathBuf {
+    output.with_extension("pid")
+}
+
+/// When the process started, in the system's ticks, which tells it from a later one with the same number. Nothing if
+/// there is none, or where the system does not say.
+fn started(pid: Pid) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The program's name, in brackets, may hold anything; the start is the 20th field after it.
+    stat.rsplit_once(") ")?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Kills the program that a killed node left behind on the job with this `output`, and all that it started.
+pub fn kill_orphan(output: &Path) {
+    let Ok(text) = std::fs::read_to_string(pid_file(output)) else { return };
+    let Some((pid, start)) = text.split_once(' ') else { return };
+    let (Some(pid), Ok(start)) = (pid.parse().ok().and_then(Pid::from_raw), start.parse::<u64>()) else { return };
+    if started(pid) == Some(start) {
+        // An error means that the group is gone, which is the aim.
+        kill_process_group(pid, Signal::KILL).ok();
     }
 }
 
@@ -66,6 +99,7 @@ impl CommandSpec {
         }
         let mut child = self.spawn(task)?;
         let group = Group::of(&child);
+        group.note(&pid_file(task.output))?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(OpError::Io(io::Error::other("the command has no pipes")));
         };
@@ -147,7 +181,6 @@ async fn tail_of(mut stderr: ChildStderr) -> Result<String, OpError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
     use std::time::Instant;
 
     use alloy::primitives::B256;
@@ -278,6 +311,36 @@ mod tests {
         let error = bench.run("sh -c 'echo $$ > pid; sleep 300'", 60.0, b"").await.unwrap_err();
         assert!(matches!(error, OpError::Cancelled), "{error:?}");
         assert_dies(&bench.path().join("pid"));
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_node_left_running_is_killed_and_nothing_else() {
+        let bench = Bench::new();
+        let output = bench.path().join("out");
+        let mut child = Command::new("sh")
+            .args(["-c", "sleep 300 & echo $! > pid; wait"])
+            .current_dir(bench.path())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let group = Group::of(&child);
+        group.note(&pid_file(&output)).unwrap();
+        while fs::read_to_string(bench.path().join("pid")).is_ok_and(|pid| !pid.ends_with('\n'))
+            || !bench.path().join("pid").exists()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let record = fs::read_to_string(pid_file(&output)).unwrap();
+        // Another process that has got the same number by now.
+        let (pid, start) = record.split_once(' ').unwrap();
+        fs::write(pid_file(&output), format!("{pid} {}", start.parse::<u64>().unwrap() - 1)).unwrap();
+        kill_orphan(&output);
+        assert!(is_alive(&bench.path().join("pid")));
+        fs::write(pid_file(&output), record).unwrap();
+        kill_orphan(&output);
+        assert_dies(&bench.path().join("pid"));
+        assert!(!child.wait().await.unwrap().success());
+        kill_orphan(&output);
     }
 
     #[test]
