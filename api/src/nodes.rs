@@ -1,5 +1,9 @@
 //! Nodes: wallets that are registered and staked on the chain, and that told this API how much work they take.
 
+mod heartbeat;
+mod payments;
+mod register;
+
 use std::str::FromStr;
 
 use alloy::primitives::{Address, B256};
@@ -8,42 +12,35 @@ use chrono::{DateTime, Utc};
 use market::{
     Amount, clock,
     db::{
-        job_view, node_profile, node_view,
-        node_view::{NodeView, Registration},
-        outbox::{self, Entity, Source},
-        work,
+        job_view,
+        node_view::{self, NodeView, Registration},
     },
     fold::RegistryNode,
-    job::{Fence, JobStatus},
-    redis::keys::HEARTBEAT_SECS,
+    job::JobStatus,
 };
 use serde::{Deserialize, Deserializer, Serialize, de};
-use sqlx::{Acquire, PgConnection};
+use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
-    auth::SignedIn,
     error::{ApiError, ApiResult, Code, Problem},
     extract::{Json, Path, Query},
-    jobs::{JobBody, JobPage, LeaseRef, RenewedLease, renew_lease},
+    jobs::{JobBody, JobPage},
     page::{self, Cursor, Limit},
     wire::{Hash, HexBytes, WalletAddress},
 };
 
-/// Most leases that one heartbeat may name.
-const MAX_LEASES: usize = 10_000;
-
 /// The routes of nodes.
 pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(register_node))
-        .routes(routes!(heartbeat))
+        .merge(register::routes())
+        .merge(heartbeat::routes())
+        .merge(payments::routes())
         .routes(routes!(list_nodes))
         .routes(routes!(node_status))
         .routes(routes!(node_jobs))
-        .routes(routes!(node_payments))
 }
 
 /// A node in a path or query: by its id or by its address.
@@ -190,86 +187,6 @@ pub async fn staked(app: &App, db: &mut PgConnection, node: Address) -> ApiResul
     Ok(registered)
 }
 
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RegisterRequest {
-    /// The operator's address: who signed in.
-    wallet_address: WalletAddress,
-    /// X25519 key, as registered on the chain.
-    public_key: HexBytes,
-    /// How much work it takes.
-    capabilities: Capabilities,
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Capabilities {
-    /// Most jobs at once; the capacity registered on the chain bounds it too.
-    #[schema(minimum = 1, example = 4)]
-    max_concurrent_jobs: i32,
-    /// What it performs, from among the operations registered on the chain.
-    #[schema(example = json!(["encrypt", "decrypt"]))]
-    supported_operations: Vec<String>,
-}
-
-/// Register as a node, or change what was said before
-///
-/// The wallet must be registered on the chain with the minimum stake.
-#[utoipa::path(
-    post, path = "/lit-compute/nodes/register", tag = "nodes", security(("bearer" = [])), request_body = RegisterRequest,
-    responses(
-        (status = 200, body = NodeBody),
-        (status = 403, body = Problem, content_type = "application/problem+json",
-         description = "`wallet_mismatch`, `node_not_registered`, `insufficient_stake`"),
-        (status = 422, body = Problem, content_type = "application/problem+json",
-         description = "`public_key_mismatch`, `invalid_field`"),
-    )
-)]
-async fn register_node(
-    State(app): State<App>,
-    user: SignedIn,
-    Json(request): Json<RegisterRequest>,
-) -> ApiResult<Json<NodeBody>> {
-    let (node, now) = (user.wallet(), clock::now());
-    if request.wallet_address.0 != node {
-        let detail = format!("is not who signed in, {node}");
-        return Err(ApiError::field(Code::WalletMismatch, "walletAddress", detail));
-    }
-    let mut tx = app.begin().await?;
-    let registered = staked(&app, &mut tx, node).await?;
-    check_registration(&request, &registered)?;
-    let profile = node_profile::Profile {
-        max_concurrent_jobs: request.capabilities.max_concurrent_jobs,
-        operations: request.capabilities.supported_operations,
-    };
-    node_profile::save(&mut tx, node, &request.public_key.0, &profile, now).await?;
-    outbox::append(&mut tx, Source::Work, Entity::Node(node), "node.registered", now).await?;
-    let body = by_address(&app, &mut tx, node, now).await?;
-    tx.commit().await?;
-    tracing::info!(%node, node_id = %registered.node_id, "node registered");
-    Ok(Json(body))
-}
-
-fn check_registration(request: &RegisterRequest, registered: &RegistryNode) -> ApiResult<()> {
-    let refuse = |field: &str, detail: String| Err(ApiError::field(Code::InvalidField, field, detail));
-    if request.public_key.0 != registered.public_key {
-        let detail = format!("is not the key on the chain, {}", HexBytes(registered.public_key.clone()));
-        return Err(ApiError::field(Code::PublicKeyMismatch, "publicKey", detail));
-    }
-    if request.capabilities.max_concurrent_jobs < 1 {
-        return refuse("capabilities.maxConcurrentJobs", "must be at least 1".to_owned());
-    }
-    let operations = &request.capabilities.supported_operations;
-    if operations.is_empty() {
-        return refuse("capabilities.supportedOperations", "must name at least one operation".to_owned());
-    }
-    if let Some(index) = operations.iter().position(|name| !registered.operations.contains(name)) {
-        let field = format!("capabilities.supportedOperations[{index}]");
-        return refuse(&field, format!("is not among those on the chain: {}", registered.operations.join(", ")));
-    }
-    Ok(())
-}
-
 async fn by_address(app: &App, db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> ApiResult<NodeBody> {
     let min_stake = app.parts.deployment.registry_params.min_stake;
     let view = node_view::by_address(db, node).await?;
@@ -278,91 +195,6 @@ async fn by_address(app: &App, db: &mut PgConnection, node: Address, now: DateTi
 
 fn not_found() -> ApiError {
     ApiError::field(Code::NodeNotFound, "id", "No node with this id or address is registered on the chain.")
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct HeartbeatRequest {
-    /// The leases that the node holds, all of which are renewed.
-    #[serde(default)]
-    leases: Vec<LeaseRef>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct HeartbeatBody {
-    /// The node's id.
-    node_id: Hash,
-    /// Seconds within which the next heartbeat is expected.
-    heartbeat_secs: u64,
-    /// Leases that go on.
-    renewed: Vec<RenewedLease>,
-    /// Leases that do not: the work on them is to be stopped.
-    lost: Vec<LostLease>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct LostLease {
-    /// The job.
-    job_id: Hash,
-    /// As the node gave it.
-    #[schema(value_type = i64, example = 1)]
-    fence: Fence,
-    /// Why, as in an error.
-    #[schema(example = "stale_fence")]
-    code: &'static str,
-    /// Why, in words.
-    detail: String,
-}
-
-/// Say that the node is there, and renew its leases
-#[utoipa::path(
-    post, path = "/lit-compute/nodes/heartbeat", tag = "nodes", security(("bearer" = [])),
-    request_body = HeartbeatRequest,
-    responses(
-        (status = 200, body = HeartbeatBody),
-        (status = 403, body = Problem, content_type = "application/problem+json",
-         description = "`node_not_registered`, `insufficient_stake`, `profile_missing`"),
-    )
-)]
-async fn heartbeat(
-    State(app): State<App>,
-    user: SignedIn,
-    Json(request): Json<HeartbeatRequest>,
-) -> ApiResult<Json<HeartbeatBody>> {
-    let (node, now) = (user.wallet(), clock::now());
-    if request.leases.len() > MAX_LEASES {
-        return Err(ApiError::field(Code::InvalidField, "leases", format!("may name at most {MAX_LEASES} leases")));
-    }
-    let mut tx = app.begin().await?;
-    let registered = staked(&app, &mut tx, node).await?;
-    if !node_profile::heartbeat(&mut tx, node, now).await? {
-        return Err(ApiError::new(Code::ProfileMissing, "Register with nodes/register first."));
-    }
-    let mut body = HeartbeatBody {
-        node_id: Hash(registered.node_id),
-        heartbeat_secs: HEARTBEAT_SECS,
-        renewed: Vec::new(),
-        lost: Vec::new(),
-    };
-    // In order of id, so that two that lock several jobs cannot wait for each other.
-    let mut leases = request.leases;
-    leases.sort_by_key(|lease| lease.job_id.0);
-    for lease in leases {
-        match renew_lease(&app, tx.acquire().await?, node, lease, now).await {
-            Ok(renewed) => body.renewed.push(renewed),
-            Err(error) if error.code().status().is_server_error() => return Err(error),
-            Err(error) => {
-                tracing::info!(job_id = %lease.job_id, %node, fence = lease.fence.0, %error, "lease is lost");
-                let (code, detail) = (error.code().name(), error.detail().to_owned());
-                body.lost.push(LostLease { job_id: lease.job_id, fence: lease.fence, code, detail });
-            }
-        }
-    }
-    outbox::append(&mut tx, Source::Work, Entity::Node(node), "node.heartbeat", now).await?;
-    tx.commit().await?;
-    Ok(Json(body))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -461,120 +293,4 @@ async fn node_jobs(
     let jobs = job_view::list(&mut db, &filter, query.limit.0, now).await?;
     let next = page::next(&jobs, query.limit, |job| Cursor::at(job.listed_at, job.job_id).to_string());
     Ok(Json(JobPage { jobs: jobs.iter().map(|job| JobBody::new(job, now)).collect(), next }))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct PaymentsQuery {
-    /// Most entries, 1 to 200.
-    #[serde(default)]
-    #[param(value_type = Option<i64>)]
-    limit: Limit,
-    /// `next` of the page before.
-    #[param(value_type = Option<String>)]
-    cursor: Option<Cursor>,
-}
-
-/// Where a payment stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum PaymentStatus {
-    /// Waits for a batch.
-    Due,
-    /// The settler has given it up: the contract refused it for good.
-    Held,
-    /// In a transaction that was sent.
-    Settling,
-    /// On the chain; the challenge window runs.
-    Challengeable,
-    /// Credited.
-    Paid,
-    /// Can no longer be paid: the deadline passed, the requester was refunded, another result was paid, or the order is
-    /// not on the chain any more.
-    Void,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct PaymentBody {
-    /// The job that it is for.
-    job_id: Hash,
-    /// Zero for the chain's native coin.
-    token: WalletAddress,
-    /// In the token's smallest unit.
-    amount: Amount,
-    /// Where it stands.
-    status: PaymentStatus,
-    /// When the job was completed.
-    created_at: DateTime<Utc>,
-    /// The latest transaction that carries it.
-    tx: Option<Hash>,
-    /// When the node was credited.
-    paid_at: Option<DateTime<Utc>>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-struct PaymentPage {
-    /// The payments, newest first.
-    payments: Vec<PaymentBody>,
-    /// `cursor` of the next page, if there may be one.
-    next: Option<String>,
-}
-
-/// List what a node has earned by completed jobs, newest first
-#[utoipa::path(
-    get, path = "/lit-compute/nodes/{id}/payments", tag = "nodes", params(NodePath, PaymentsQuery),
-    responses(
-        (status = 200, body = PaymentPage),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`node_not_found`"),
-    )
-)]
-async fn node_payments(
-    State(app): State<App>,
-    Path(path): Path<NodePath>,
-    Query(query): Query<PaymentsQuery>,
-) -> ApiResult<Json<PaymentPage>> {
-    let now = clock::now();
-    let mut db = app.parts.pool.acquire().await?;
-    let node = address_of(&mut db, path.id).await?;
-    let due = work::payments(&mut db, node, query.cursor.and_then(Cursor::time), query.limit.0).await?;
-    let next = page::next(&due, query.limit, |payment| Cursor::at(payment.created_at, payment.job_id).to_string());
-    let ids: Vec<B256> = due.iter().map(|payment| payment.job_id).collect();
-    let jobs = job_view::by_ids(&mut db, &ids).await?;
-    let payments = due
-        .iter()
-        .map(|payment| {
-            let job = jobs.iter().find(|job| job.job_id == payment.job_id);
-            let (status, tx) = job.map_or((PaymentStatus::Void, None), |job| payment_status(job, node, now));
-            let paid_at =
-                job.filter(|_| status == PaymentStatus::Paid).and_then(|job| job.closed).map(|point| point.at);
-            PaymentBody {
-                job_id: Hash(payment.job_id),
-                token: WalletAddress(payment.token),
-                amount: payment.amount,
-                status,
-                created_at: payment.created_at,
-                tx: tx.map(Hash),
-                paid_at,
-            }
-        })
-        .collect();
-    Ok(Json(PaymentPage { payments, next }))
-}
-
-/// Where the payment of `job` to `node` stands, and its latest transaction.
-fn payment_status(job: &job_view::JobView, node: Address, now: DateTime<Utc>) -> (PaymentStatus, Option<B256>) {
-    if job.settled.as_ref().is_some_and(|settled| settled.node != node) {
-        return (PaymentStatus::Void, None);
-    }
-    let submitted = job.settled.as_ref().and_then(|settled| settled.tx);
-    match job.status(now) {
-        JobStatus::Paid => (PaymentStatus::Paid, job.closed.map(|closed| closed.tx)),
-        JobStatus::Challengeable => (PaymentStatus::Challengeable, submitted),
-        JobStatus::Settling => (PaymentStatus::Settling, job.batch.and_then(|batch| batch.tx)),
-        JobStatus::Completed if job.hold_reason.is_some() => (PaymentStatus::Held, None),
-        JobStatus::Completed => (PaymentStatus::Due, None),
-        _ => (PaymentStatus::Void, None),
-    }
 }
