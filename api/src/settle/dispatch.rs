@@ -30,6 +30,9 @@ const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(2);
 /// Percent of the node's estimate that a batch gets as its gas limit: what contract wallets take may change meanwhile.
 const GAS_MARGIN_PERCENT: u64 = 125;
 
+/// JSON-RPC's code for a method that the node does not have.
+const METHOD_NOT_FOUND: i64 = -32601;
+
 /// What came of trying a batch before it is signed.
 enum Trial {
     Ready { batch: Batch, gas_limit: u64 },
@@ -209,9 +212,14 @@ impl Settler {
                 .filter_map(|log| IJobEscrow::Skipped::decode_log(&log.inner).ok())
                 .map(|event| (event.jobId, event.reason))
                 .collect()),
-            Err(error) if error.is_error_resp() => {
+            Err(error) if error.error_code() == Some(METHOD_NOT_FOUND) => {
                 tracing::warn!(%error, "the node does not simulate; sending batches untried from now on");
                 self.options.simulate = false;
+                Ok(Vec::new())
+            }
+            // A skipped item costs gas and nothing else: no reason to keep the others waiting.
+            Err(error) if error.is_error_resp() => {
+                tracing::warn!(%error, items = batch.items.len(), "the node could not simulate a batch; sending it untried");
                 Ok(Vec::new())
             }
             Err(error) => Err(error.into()),

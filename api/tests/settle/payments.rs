@@ -153,3 +153,33 @@ async fn two_settlers_at_once_pay_once_and_the_standby_takes_over() {
         world.logs::<IJobEscrow::JobPaid>().await.iter().map(|log| log.transaction_hash).collect();
     assert_eq!(u64::try_from(hashes.len()).unwrap(), world.nonce().await, "no transaction went out in vain");
 }
+
+#[tokio::test]
+async fn a_frozen_leader_that_wakes_up_deposed_sends_nothing_of_its_own() {
+    let mut world = World::start().await;
+    let frozen = world.settler().spawn().unwrap();
+    let jobs = world.open(&[Terms::default(); 6]).await;
+    world.complete(&jobs[..2]).await;
+    world.wait_paid(&jobs[..2]).await;
+    world.wait_settled().await;
+    signal(&frozen, "-STOP");
+    // What a network that parts it from Postgres does to its lock.
+    world.end_settlers_lock().await;
+    let successor = world.settler().spawn().unwrap();
+    world.wait("the successor leads", async |_| successor.output().contains("leading")).await;
+    world.complete(&jobs[2..4]).await;
+    world.wait_paid(&jobs[..4]).await;
+    signal(&frozen, "-CONT");
+    world.wait("the other one notices", async |_| frozen.output().contains("lost the lead")).await;
+    world.complete(&jobs[4..]).await;
+    world.wait_paid(&jobs).await;
+    world.wait_settled().await;
+    world.assert_paid_once(&jobs).await;
+    assert_eq!(world.batches().await.len(), 3, "{}", frozen.log_tail());
+    assert_eq!(world.nonce().await, 3);
+}
+
+fn signal(process: &devnet::Process, signal: &str) {
+    let pid = process.pid().to_string();
+    assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+}

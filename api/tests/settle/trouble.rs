@@ -1,7 +1,7 @@
 //! Reorgs, foreign transactions, stuck transactions, an empty purse.
 
 use alloy::network::TransactionBuilder;
-use alloy::primitives::U256;
+use alloy::primitives::{U256, bytes};
 use alloy::providers::Provider;
 use alloy::providers::ext::AnvilApi;
 use alloy::rpc::types::TransactionRequest;
@@ -184,4 +184,29 @@ async fn a_payment_waits_for_as_many_confirmations_as_asked() {
     world.mine(1).await;
     world.wait_settled().await;
     assert_eq!(world.batches().await, [("mined".to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn a_batch_that_reverts_as_a_whole_is_sent_again_in_halves() {
+    let mut world = World::start().await;
+    let jobs = world.open(&[Terms::default(); 4]).await;
+    world.complete(&jobs).await;
+    let escrow = world.deployment.manifest.escrow;
+    let code = world.provider.get_code_at(escrow).await.unwrap();
+    world.provider.anvil_set_auto_mine(false).await.unwrap();
+    let settler = world.settler().args(["--max-batch", "4"]).spawn().unwrap();
+    world.wait("the batch is sent", async |world| world.pending_transactions().await == 1).await;
+
+    // PUSH0 PUSH0 REVERT: what was fine when it was tried is not when it is mined.
+    world.provider.anvil_set_code(escrow, bytes!("5f5ffd")).await.unwrap();
+    world.mine(1).await;
+    world.wait("it is seen to have reverted", async |world| world.batches().await[0].0 == "reverted").await;
+    assert!(settler.output().contains("reverted as a whole"), "{}", settler.log_tail());
+    world.provider.anvil_set_code(escrow, code).await.unwrap();
+    world.provider.anvil_set_auto_mine(true).await.unwrap();
+    world.wait_paid(&jobs).await;
+    world.wait_settled().await;
+    world.assert_paid_once(&jobs).await;
+    let expected = [("reverted", 4), ("mined", 2), ("mined", 2)].map(|(state, items)| (state.to_owned(), items));
+    assert_eq!(world.batches().await, expected);
 }

@@ -230,7 +230,7 @@ impl World {
     pub fn settler(&mut self) -> Launch {
         self.settlers += 1;
         let log = self.dir.path().join(format!("settler-{}.log", self.settlers));
-        Launch::new("settler", env!("CARGO_BIN_EXE_littoral-api"), log)
+        Launch::new("settler", devnet::binary("littoral-api").unwrap(), log)
             .args(["settle", "--interval", "0.1", "--max-wait", "0.3"])
             .env("DATABASE_URL", self.database.url())
             .env("RPC_URL", self.anvil.rpc_url())
@@ -316,6 +316,19 @@ impl World {
             .fetch_optional(&self.pool)
             .await
             .unwrap()
+    }
+
+    /// Ends the database session that holds the settler's lead.
+    pub async fn end_settlers_lock(&self) {
+        let ended = sqlx::query_scalar!(
+            r#"select pg_terminate_backend(l.pid) as "ended!" from pg_locks l
+               join pg_database d on d.oid = l.database
+               where l.locktype = 'advisory' and l.objid = 2 and d.datname = current_database()"#
+        )
+        .fetch_all(&self.pool)
+        .await
+        .unwrap();
+        assert_eq!(ended, [true], "one session leads");
     }
 
     /// The escrow's events of one kind on the canonical chain.
