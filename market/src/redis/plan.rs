@@ -6,7 +6,7 @@ use alloy::primitives::{Address, B256};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::keys::{COMPLETED_TTL_SECS, Keys, NODE_TTL_SECS, PAYMENTS_TTL_SECS, queue_score};
+use super::keys::{COMPLETED_TTL_SECS, Keys, NODE_TTL_SECS, PAYMENTS_TTL_SECS};
 use crate::ContentId;
 use crate::db::job_view::JobView;
 use crate::db::node_view::NodeView;
@@ -141,7 +141,7 @@ fn job_state(view: &JobView, now: DateTime<Utc>) -> JobPlan {
     let hash_end = view.closed.map(|closed| closed.at + secs(COMPLETED_TTL_SECS));
     let mut plan = JobPlan {
         expire_at: hash_end.map(millis),
-        pending: view.is_queued(now).then(|| queue_position(view)).flatten().map(|score| score.to_string()),
+        pending: view.is_queued(now).then(|| view.queue_score().to_string()),
         active: view.node_id.filter(|_| status == JobStatus::Active),
         completed: completed_at.filter(|at| *at > now - secs(COMPLETED_TTL_SECS)).map(millis),
         deadline: (view.stored_status.at(view.deadline, view.deadline + secs(1)) != status)
@@ -158,13 +158,6 @@ fn job_state(view: &JobView, now: DateTime<Utc>) -> JobPlan {
         _ => {}
     }
     plan
-}
-
-/// Its place among `jobs:pending`. A job that pauses after a failed attempt stands where the pause ends, behind what can be
-/// had before; it is not kept out, so that nothing has to be written when the pause is over.
-fn queue_position(view: &JobView) -> Option<i64> {
-    let score = queue_score(view.opened?.at.timestamp_millis(), view.priority);
-    Some(score.max(view.not_before.map_or(i64::MIN, |at| at.timestamp_millis())))
 }
 
 /// When the result came: to the API, or where it went to the chain without it, there.

@@ -73,8 +73,10 @@ impl Projector {
                     .keys()
                     .filter_map(|e| if let Entity::Node(node) = e { Some(*node) } else { None })
                     .collect();
-                for job in job_view::ids_of_nodes(&mut tx, &nodes).await? {
-                    changes.entry(Entity::Job(job)).or_default();
+                if !nodes.is_empty() {
+                    for job in job_view::ids_of_nodes(&mut tx, &nodes).await? {
+                        changes.entry(Entity::Job(job)).or_default();
+                    }
                 }
             }
             apply::project(&mut tx, &self.redis, &changes, now).await?;

@@ -33,19 +33,28 @@ pub async fn ensure(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result
     if generation(redis).await? == Some(wanted) {
         return Ok(false);
     }
-    rebuild(pool, redis, now).await
+    fill_all(pool, redis, now, false).await
 }
 
 /// Removes all keys that are made from Postgres and makes them again. Projectors may go on meanwhile: both apply whole
 /// snapshots, and every live entity is read after the keys were removed. Returns false if another process is at it, or if
 /// Redis was flushed meanwhile.
 pub async fn rebuild(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<bool, ProjectError> {
+    fill_all(pool, redis, now, true).await
+}
+
+/// `anew`: even if Redis was filled from this database.
+async fn fill_all(pool: &PgPool, redis: &Client, now: DateTime<Utc>, anew: bool) -> Result<bool, ProjectError> {
     // Held to the end, so that one process at a time fills Redis.
     let mut duty = pool.begin().await?;
     if !projection::try_take(&mut duty, Duty::Rebuild).await? {
         return Ok(false);
     }
     let wanted = projection::generation(&mut duty).await?;
+    // Another process may have filled it between the caller's look and the lock.
+    if !anew && generation(redis).await?.as_ref() == Some(&wanted) {
+        return Ok(false);
+    }
     let token = format!("{:032x}", rand::random::<u128>());
     tracing::info!(generation = %wanted, "filling Redis from Postgres");
     redis::cmd("SET")

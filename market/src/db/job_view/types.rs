@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
 use crate::job::{Fence, JobStatus};
+use crate::redis::keys::queue_score;
 
 /// One job.
 #[derive(Debug, Clone, PartialEq)]
@@ -153,6 +154,16 @@ impl JobView {
     #[must_use]
     pub fn refunded(&self) -> Option<ChainPoint> {
         if self.stored_status == JobStatus::Refunded { self.closed } else { None }
+    }
+
+    /// Its place in the queue, as a score: see [`queue_score`]. A job that pauses after a failed attempt stands where the
+    /// pause ends, behind what can be had before; it is not kept out, so that nothing has to be written when the pause is
+    /// over.
+    #[must_use]
+    pub fn queue_score(&self) -> i64 {
+        let enqueued = self.opened.map_or(self.listed_at, |opened| opened.at);
+        let score = queue_score(enqueued.timestamp_millis(), self.priority);
+        self.not_before.map_or(score, |pause_end| score.max(pause_end.timestamp_millis()))
     }
 
     /// Whether a node may take it at `now`: paid for, its spec valid, waiting, its deadline ahead. A pause after a failed

@@ -1,0 +1,12 @@
+//! Redis as a projection of Postgres, and the views it is made from: with real servers.
+
+// Clippy excuses test functions only, not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod leader;
+mod projection;
+mod rebuild;
+mod running;
+mod session;
+mod support;
+mod views;
