@@ -219,10 +219,13 @@ fn report(context: &Context, job_id: B256, order: &Order, spec: &JobSpec, mined:
         "deadline": crate::chain::time(order.deadline),
         "challengeWindow": order.challengeWindow,
     });
-    let value = match mined {
+    let mut value = match mined {
         Some(mined) => transaction("submit", mined, more),
         None => more,
     };
+    if mined.is_none() {
+        (value["command"], value["txHash"]) = (json!("submit"), Value::Null);
+    }
     context.out.result(&value, || {
         let mut rows = vec![("job", job_id.to_string()), ("input", spec.inputCID.clone())];
         rows.extend(mined.map(|m| ("transaction", format!("{} (gas {}, {:.1} s)", m.tx_hash, m.gas_used, m.seconds))));
