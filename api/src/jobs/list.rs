@@ -7,7 +7,6 @@ use market::{
     clock,
     db::{job_view, node_view},
     job::JobStatus,
-    redis::keys::queue_score,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -136,15 +135,8 @@ async fn pending_jobs(State(app): State<App>, Query(query): Query<PendingQuery>)
     let now = clock::now();
     let after = query.cursor.map(|Cursor(score, job_id)| (score, job_id));
     let jobs = job_view::pending(&mut *app.parts.pool.acquire().await?, after, query.limit.0, now).await?;
-    let next = page::next(&jobs, query.limit, |job| Cursor(queue_place(job), job.job_id).to_string());
+    let next = page::next(&jobs, query.limit, |job| Cursor(job.queue_score(), job.job_id).to_string());
     Ok(Json(JobPage { jobs: jobs.iter().map(|job| JobBody::new(job, now)).collect(), next }))
-}
-
-/// The score by which `job_view::pending` sorts.
-fn queue_place(job: &job_view::JobView) -> i64 {
-    let enqueued = job.opened.map_or(job.listed_at, |opened| opened.at).timestamp_millis();
-    let score = queue_score(enqueued, job.priority);
-    job.not_before.map_or(score, |pause| score.max(pause.timestamp_millis()))
 }
 
 /// Count the jobs by status
