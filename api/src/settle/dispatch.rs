@@ -78,6 +78,8 @@ impl Settler {
         // An idle chain's latest block may be old; the block that will hold the transaction will not be.
         let chain_time = head.time.max(now - CLOCK_SKEW);
         let most = self.options.max_items.saturating_mul(self.options.max_pending).saturating_mul(2);
+        // What was set aside is due all the same, and the oldest: it must not fill the page in front of what can be sent.
+        let most = most.saturating_add(self.memory.not_before.len());
         let limit = i64::try_from(most).unwrap_or(i64::MAX);
         let mut db = settlement::snapshot(&self.pool).await?;
         let mut candidates = settlement::due_results(&mut db, BACKOFF, now, limit).await?;
@@ -109,11 +111,12 @@ impl Settler {
             match reason {
                 LeftOut::Waiting | LeftOut::Duplicate => {}
                 // Only the chain's own clock is final.
-                LeftOut::DeadlinePassed => {
-                    if let Some(reason) = candidates.get(job).and_then(|item| expired(item, head.time)) {
-                        holds.push((*job, reason));
+                LeftOut::DeadlinePassed => match candidates.get(job).and_then(|item| expired(item, head.time)) {
+                    Some(reason) => holds.push((*job, reason)),
+                    None => {
+                        self.memory.not_before.insert(*job, clock::now() + RETRY);
                     }
-                }
+                },
                 LeftOut::DeadlineTooNear => {
                     self.memory.not_before.insert(*job, clock::now() + RETRY);
                     tracing::warn!(%job, "too near to its deadline to be mined in time");

@@ -25,7 +25,7 @@ impl Settler {
         if count > batch.nonce {
             return self.yield_nonce(fence, batch, head).await;
         }
-        self.keep_alive(fence, batch, count).await?;
+        self.keep_alive(fence, batch, count, head).await?;
         Ok(false)
     }
 
@@ -100,12 +100,24 @@ impl Settler {
     }
 
     /// Sends the newest bytes again if the node does not know them, and replaces them if they are stuck.
-    async fn keep_alive(&mut self, fence: Fence, batch: &PendingBatch, count: u64) -> Result<(), RoundError> {
+    async fn keep_alive(
+        &mut self,
+        fence: Fence,
+        batch: &PendingBatch,
+        count: u64,
+        head: Head,
+    ) -> Result<(), RoundError> {
         let Some(newest) = batch.attempts.last() else {
             return Err(anyhow::anyhow!("batch {} has no signed transaction", batch.id).into());
         };
         if self.provider.get_transaction_by_hash(newest.tx_hash).await?.is_none() {
-            return self.send(batch.id, batch.nonce, newest).await;
+            self.send(batch.id, batch.nonce, newest).await?;
+            // A node may refuse what offers less than the base fee, for as long as that takes: only more helps then.
+            let priced_out =
+                newest.max_fee_per_gas < head.base_fee && self.memory.refusals.contains_key(&newest.tx_hash);
+            if !priced_out {
+                return Ok(());
+            }
         }
         let now = clock::now();
         let since = self.memory.sent_at.get(&newest.tx_hash).copied().unwrap_or(newest.created_at);

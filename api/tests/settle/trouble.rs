@@ -6,10 +6,10 @@ use alloy::providers::Provider;
 use alloy::providers::ext::AnvilApi;
 use alloy::rpc::types::TransactionRequest;
 use alloy::rpc::types::anvil::{ReorgOptions, TransactionData};
-use market::abi::IJobEscrow;
+use market::abi::{IJobEscrow, INodeRegistry};
 use market::fold::EscrowState;
 
-use crate::world::{SETTLER, Terms, World};
+use crate::world::{NODES, SETTLER, Terms, World};
 
 fn foreign(nonce: u64) -> TransactionRequest {
     TransactionRequest::default()
@@ -209,4 +209,47 @@ async fn a_batch_that_reverts_as_a_whole_is_sent_again_in_halves() {
     world.assert_paid_once(&jobs).await;
     let expected = [("reverted", 4), ("mined", 2), ("mined", 2)].map(|(state, items)| (state.to_owned(), items));
     assert_eq!(world.batches().await, expected);
+}
+
+#[tokio::test]
+async fn payments_that_cannot_be_sent_do_not_keep_later_ones_waiting() {
+    let mut world = World::start().await;
+    let unstaked = Terms { node: NODES[1], window_secs: 60, ..Terms::default() };
+    let stuck = world.open(&[unstaked; 3]).await;
+    world.complete(&stuck).await;
+    let later = world.open(&[Terms::default()]).await;
+    world.complete(&later).await;
+    let registry = INodeRegistry::new(world.deployment.manifest.registry, world.provider.clone());
+    let unbond = registry.startUnbond(U256::from(1)).from(NODES[1].address());
+    assert!(unbond.send().await.unwrap().get_receipt().await.unwrap().status());
+
+    // A page of two payments at a time, which the three that came first fill.
+    let settler = world.settler().args(["--max-batch", "1", "--max-pending", "1"]).spawn().unwrap();
+    world.wait_paid(&later).await;
+    assert!(settler.output().contains("NotStaked"), "{}", settler.log_tail());
+    for job in &stuck {
+        assert_eq!(world.state(job).await, Some(EscrowState::Open));
+        assert_eq!(world.hold(job).await, None, "its node may stake again");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_a_node_refuses_since_gas_became_dearer_is_replaced() {
+    let mut world = World::start().await;
+    let jobs = world.open(&[Terms::default()]).await;
+    world.complete(&jobs).await;
+    world.provider.anvil_set_auto_mine(false).await.unwrap();
+    let settler = world.settler().args(["--bump-after", "1"]).spawn().unwrap();
+    world.wait("the batch is sent", async |world| world.pending_transactions().await == 1).await;
+    let first = world.signed().await;
+    world.provider.anvil_drop_transaction(first[0]).await.unwrap();
+    world.provider.anvil_set_next_block_base_fee_per_gas(50_000_000_000).await.unwrap();
+    world.mine(1).await;
+    world.wait("it is replaced", async |world| world.signed().await.len() > 1).await;
+    assert!(settler.output().contains("the node refuses"), "{}", settler.log_tail());
+    world.provider.anvil_set_auto_mine(true).await.unwrap();
+    world.mine(1).await;
+    world.wait_paid(&jobs).await;
+    world.wait_settled().await;
+    world.assert_paid_once(&jobs).await;
 }
