@@ -103,10 +103,23 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let elapsed = started.elapsed();
     let status = response.status();
     span.in_scope(|| tracing::debug!(status = status.as_u16(), elapsed_ms = elapsed.as_millis(), "answered"));
-    let labels = [("method", method.to_string()), ("route", route), ("status", status.as_u16().to_string())];
+    let labels =
+        [("method", method_label(&method).to_owned()), ("route", route), ("status", status.as_u16().to_string())];
     metrics::histogram!("littoral_http_request_seconds", &labels).record(elapsed.as_secs_f64());
     response.headers_mut().insert(REQUEST_ID, header);
     response
+}
+
+/// The method's name for the measurements. Clients may make names up, and every name is kept for good.
+fn method_label(method: &Method) -> &'static str {
+    const SERVED: [(Method, &str); 5] = [
+        (Method::GET, "GET"),
+        (Method::HEAD, "HEAD"),
+        (Method::POST, "POST"),
+        (Method::PUT, "PUT"),
+        (Method::OPTIONS, "OPTIONS"),
+    ];
+    SERVED.iter().find(|(served, _)| served == method).map_or("other", |(_, name)| name)
 }
 
 /// The client's id for the request if it is a plain one, so that its logs and ours can be joined; otherwise a new one.
@@ -124,6 +137,16 @@ fn request_id(request: &Request) -> String {
 mod tests {
     use super::*;
     use axum::{http::StatusCode, routing::get};
+
+    #[test]
+    fn methods_that_clients_make_up_are_measured_as_one() {
+        for name in ["GET", "HEAD", "POST", "PUT", "OPTIONS"] {
+            assert_eq!(method_label(&name.parse().unwrap()), name);
+        }
+        for name in ["BREW1", "BREW2", "get", "DELETE"] {
+            assert_eq!(method_label(&name.parse().unwrap()), "other");
+        }
+    }
 
     #[tokio::test]
     async fn a_panic_is_answered_and_harms_no_other_request() {
