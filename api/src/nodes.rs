@@ -287,7 +287,7 @@ async fn node_jobs(
     let filter = job_view::Filter {
         node: Some(address_of(&mut db, path.id).await?),
         status: query.status,
-        after: query.cursor.and_then(Cursor::time),
+        after: query.cursor.map(Cursor::time),
         ..job_view::Filter::default()
     };
     let jobs = job_view::list(&mut db, &filter, query.limit.0, now).await?;

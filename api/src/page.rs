@@ -12,6 +12,9 @@ use crate::wire::Hash;
 /// Most entries of a page.
 pub const MAX_LIMIT: i64 = 200;
 
+/// The end of the year 9999, as far as a time can be told.
+const LAST_MICROS: i64 = 253_402_300_799_999_999;
+
 /// How many entries a page has at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub i64);
@@ -47,9 +50,11 @@ impl Cursor {
         Self(time.timestamp_micros(), id)
     }
 
-    /// The time and id of the entry, in a list by time.
-    pub fn time(self) -> Option<(DateTime<Utc>, B256)> {
-        DateTime::from_timestamp_micros(self.0).map(|time| (time, self.1))
+    /// The time and id of the entry, in a list by time. A time that no entry can have is that of the first or last moment
+    /// that one can: Postgres knows fewer times than a number of microseconds can name.
+    pub fn time(self) -> (DateTime<Utc>, B256) {
+        let micros = self.0.clamp(0, LAST_MICROS);
+        (DateTime::from_timestamp_micros(micros).unwrap_or(DateTime::UNIX_EPOCH), self.1)
     }
 }
 
@@ -91,6 +96,18 @@ mod tests {
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
         for bad in ["", "5", "5.", "x.0x00", &format!("{}.{}", "9".repeat(30), B256::ZERO)] {
             assert_eq!(bad.parse::<Cursor>(), Err(CursorError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_never_names_a_time_that_postgres_does_not_know() {
+        let at = |micros| Cursor(micros, B256::ZERO).time().0.to_rfc3339();
+        for (micros, time) in [
+            (i64::MIN, "1970-01-01T00:00:00+00:00"),
+            (1_500_000, "1970-01-01T00:00:01.500+00:00"),
+            (i64::MAX, "9999-12-31T23:59:59.999999+00:00"),
+        ] {
+            assert_eq!(at(micros), time);
         }
     }
 

@@ -119,7 +119,7 @@ async fn list_jobs(State(app): State<App>, Query(query): Query<ListQuery>) -> Ap
         requester: query.requester.map(|requester| requester.0),
         node,
         status: query.status,
-        after: query.cursor.and_then(Cursor::time),
+        after: query.cursor.map(Cursor::time),
     };
     let jobs = job_view::list(&mut db, &filter, query.limit.0, now).await?;
     let next = page::next(&jobs, query.limit, |job| Cursor::at(job.listed_at, job.job_id).to_string());

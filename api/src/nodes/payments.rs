@@ -100,7 +100,7 @@ async fn node_payments(
     let now = clock::now();
     let mut db = app.parts.pool.acquire().await?;
     let node = address_of(&mut db, path.id).await?;
-    let due = work::payments(&mut db, node, query.cursor.and_then(Cursor::time), query.limit.0).await?;
+    let due = work::payments(&mut db, node, query.cursor.map(Cursor::time), query.limit.0).await?;
     let next = page::next(&due, query.limit, |payment| Cursor::at(payment.created_at, payment.job_id).to_string());
     let ids: Vec<B256> = due.iter().map(|payment| payment.job_id).collect();
     let jobs = job_view::by_ids(&mut db, &ids).await?;
