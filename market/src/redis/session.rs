@@ -64,23 +64,19 @@ async fn put(
     active: DateTime<Utc>,
     end: DateTime<Utc>,
 ) -> Result<(), RedisError> {
-    let key = redis.keys().session(user_id);
-    redis::pipe()
-        .atomic()
-        .cmd("HSET")
-        .arg(&key)
-        .arg("userId")
+    // A key of another type is of no use to anyone; left there, it would keep all sessions from being put back.
+    const PUT: &str = "
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], 'userId', ARGV[1], 'walletAddress', ARGV[2], 'lastActivity', ARGV[3])
+redis.call('PEXPIREAT', KEYS[1], ARGV[4])";
+    redis::Script::new(PUT)
+        .key(redis.keys().session(user_id))
         .arg(user_id)
-        .arg("walletAddress")
         .arg(wallet.to_checksum(None))
-        .arg("lastActivity")
         .arg(active.timestamp_millis())
-        .ignore()
-        .cmd("PEXPIREAT")
-        .arg(&key)
         .arg(end.timestamp_millis())
-        .ignore()
-        .exec_async(&mut redis.connection())
+        .invoke_async(&mut redis.connection())
         .await
 }
 

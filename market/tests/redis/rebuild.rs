@@ -48,6 +48,50 @@ async fn a_redis_of_another_database_is_cleaned_and_what_others_keep_stays() {
 }
 
 #[tokio::test]
+async fn what_others_left_under_our_names_stops_nothing() {
+    let world = World::new().await;
+    world.register(1, node_id(1), 5, 0).await;
+    world.heartbeat(1, 0).await;
+    rebuild::ensure(&world.pool, &world.redis, world.at(0)).await.unwrap();
+    let keys = world.redis.keys();
+    for n in 1..=2 {
+        world.open(n, Address::ZERO, 3600, 0).await;
+        world.claim(n, 1, 1).await;
+    }
+    world.drain(2).await;
+    let owed = keys.payments_pending(node_id(1));
+    world.command(&["RPUSH", &owed, "no JSON", r#"{"jobId":"x","amount":"1","timestamp":"soon"}"#]).await;
+    world.complete(1, 1, 3).await;
+    world.drain(3).await;
+    let last: String = redis::from_redis_value(world.command(&["LINDEX", &owed, "-1"]).await).unwrap();
+    assert!(last.contains(&job(1).to_string()), "{last}");
+    world.command(&["DEL", &owed]).await;
+    for key in [
+        owed,
+        keys.job_status(job(2)),
+        keys.jobs_pending(),
+        keys.jobs_active(node_id(1)),
+        keys.jobs_completed(),
+        keys.payments_completed(),
+        keys.nodes_available(),
+        keys.nodes_heartbeats(),
+        keys.session("0x1"),
+    ] {
+        world.command(&["DEL", &key]).await;
+        world.command(&["SET", &key, "not ours"]).await;
+    }
+    world.complete(2, 1, 4).await;
+    world.heartbeat(1, 4).await;
+    world.drain(4).await;
+    market::redis::session::write(&world.redis, "0x1", Address::ZERO, world.at(4)).await.unwrap();
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(4)).await.unwrap(), "keys of all are filled again");
+    let mended = world.dump().await;
+    world.command(&["FLUSHALL"]).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(4)).await.unwrap());
+    assert_eq!(mended, world.dump().await);
+}
+
+#[tokio::test]
 async fn many_payments_come_back_in_their_order() {
     let world = World::new().await;
     world.register(1, node_id(1), 5, 0).await;

@@ -11,11 +11,28 @@ redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 
 local prefix, job = ARGV[3], ARGV[4]
 local plan = cjson.decode(ARGV[5])
+
+-- Other applications can write these keys too. One of another type would stop this and all that comes behind it, so it
+-- goes; what it should hold of other entities is filled in again once the generation is gone.
+local function typed(key, kind, is_shared)
+    local actual = redis.call('TYPE', key).ok
+    if actual ~= kind and actual ~= 'none' then
+        redis.call('DEL', key)
+        if is_shared then
+            redis.call('DEL', prefix .. 'littoral:generation')
+        end
+    end
+    return key
+end
+typed(KEYS[2], 'hash')
+for index = 3, 6 do
+    typed(KEYS[index], 'zset', true)
+end
 local old = redis.call('HMGET', KEYS[2], 'status', 'state', 'nodeId', 'payment')
 local old_status, old_state, old_node, old_payment = old[1], old[2], old[3], old[4]
 
-local function active(node) return prefix .. 'jobs:active:' .. node end
-local function owed(node) return prefix .. 'payments:pending:' .. node end
+local function active(node) return typed(prefix .. 'jobs:active:' .. node, 'set', true) end
+local function owed(node) return typed(prefix .. 'payments:pending:' .. node, 'list', true) end
 
 -- What the job left behind and does not have any more.
 if old_status == 'active' and old_node and plan.active ~= old_node then
@@ -64,8 +81,18 @@ if plan.paid then
 end
 
 -- The list of payments is kept in the order of their times, whichever order they come in; nearly always that is the end.
+-- Entries that are not ours have no place in that order: ours come behind them.
+local function read(payment)
+    local is_json, value = pcall(cjson.decode, payment)
+    if is_json and type(value) == 'table' and type(value.timestamp) == 'number' and type(value.jobId) == 'string' then
+        return value
+    end
+end
 local function before(payment, other)
-    local a, b = cjson.decode(payment), cjson.decode(other)
+    local a, b = read(payment), read(other)
+    if not a or not b then
+        return false
+    end
     if a.timestamp ~= b.timestamp then
         return a.timestamp < b.timestamp
     end

@@ -9,6 +9,14 @@ redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 
 local prefix, address = ARGV[3], ARGV[4]
 local plan = cjson.decode(ARGV[5])
+
+-- As in job.lua: what other applications left under our names must not stop us.
+for index, kind in pairs({ [2] = 'set', [3] = 'zset', [4] = 'hash' }) do
+    local actual = redis.call('TYPE', KEYS[index]).ok
+    if actual ~= kind and actual ~= 'none' then
+        redis.call('DEL', KEYS[index], prefix .. 'littoral:generation')
+    end
+end
 local old = redis.call('HGET', KEYS[4], address)
 local function status(node) return prefix .. 'nodes:' .. node .. ':status' end
 
