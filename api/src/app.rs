@@ -34,6 +34,9 @@ pub struct Settings {
     pub lease: TimeDelta,
     /// Jobs with less time than this to their deadline are not handed out.
     pub deadline_margin: TimeDelta,
+    /// Results with less time than this to their order's deadline are refused: they might not reach the chain any more. At
+    /// most `deadline_margin`.
+    pub settle_margin: TimeDelta,
     /// How far the indexer may be behind the chain while the API still counts as ready.
     pub max_index_lag: TimeDelta,
     /// Web origins that may call the API from a browser.
@@ -51,6 +54,7 @@ impl Default for Settings {
             max_blob_bytes: 64 * 1024 * 1024,
             lease: TimeDelta::seconds(60),
             deadline_margin: TimeDelta::seconds(60),
+            settle_margin: TimeDelta::seconds(30),
             max_index_lag: TimeDelta::seconds(120),
             cors_origins: Vec::new(),
             request_timeout: Duration::from_secs(30),

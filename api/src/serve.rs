@@ -70,6 +70,11 @@ pub struct ServeArgs {
     #[arg(long, env = "DEADLINE_MARGIN_SECS", default_value_t = 60)]
     deadline_margin_secs: u32,
 
+    /// Results with fewer seconds than this to their order's deadline are refused, as they might not reach the chain before
+    /// it: then the requester would have both the result and the money. At most DEADLINE_MARGIN_SECS
+    #[arg(long, env = "SETTLE_MARGIN_SECS", default_value_t = 30)]
+    settle_margin_secs: u32,
+
     /// Seconds that the indexer may be behind the chain while this API counts as ready
     #[arg(long, env = "MAX_INDEX_LAG_SECS", default_value_t = 120)]
     max_index_lag_secs: u32,
@@ -82,6 +87,7 @@ pub struct ServeArgs {
 /// Serves until SIGTERM or SIGINT, then lets requests end.
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     market::telemetry::init(args.log.log_json);
+    check_margins(&args)?;
     let deadline = Duration::from_secs(args.shutdown_secs.into());
     let listener = TcpListener::bind(args.bind).await.with_context(|| format!("listening on {}", args.bind))?;
     let app = open(&args).await?;
@@ -176,6 +182,17 @@ async fn check_database(pool: &PgPool, deployment: &Deployment) -> anyhow::Resul
     Ok(())
 }
 
+/// That a job is not handed out when its result would be refused already.
+fn check_margins(args: &ServeArgs) -> anyhow::Result<()> {
+    let (claim, settle) = (args.deadline_margin_secs, args.settle_margin_secs);
+    anyhow::ensure!(
+        claim >= settle,
+        "--deadline-margin-secs (DEADLINE_MARGIN_SECS) is {claim}, less than --settle-margin-secs (SETTLE_MARGIN_SECS), \
+         {settle}: jobs would be handed out whose results are refused"
+    );
+    Ok(())
+}
+
 fn settings(args: &ServeArgs) -> Settings {
     let signin_domains =
         if args.signin_domain.is_empty() { own_domains(args.bind) } else { args.signin_domain.clone() };
@@ -185,6 +202,7 @@ fn settings(args: &ServeArgs) -> Settings {
         max_blob_bytes: args.max_blob_bytes,
         lease: TimeDelta::seconds(args.lease_secs.into()),
         deadline_margin: TimeDelta::seconds(args.deadline_margin_secs.into()),
+        settle_margin: TimeDelta::seconds(args.settle_margin_secs.into()),
         max_index_lag: TimeDelta::seconds(args.max_index_lag_secs.into()),
         cors_origins: args.cors_origin.clone(),
         claim_slots,

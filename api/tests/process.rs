@@ -90,3 +90,14 @@ async fn it_refuses_a_chain_that_its_manifest_does_not_mean() {
     let expected = "the RPC serves chain 99, the deployments manifest is for chain 31337";
     assert!(text(&output).contains(expected), "{}", text(&output));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_refuses_to_hand_out_jobs_whose_results_it_would_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = TestDatabase::create().await.unwrap();
+    let mut command = serve(dir.path(), &database, &dir.path().join("none.json"), "http://127.0.0.1:9", 0);
+    let output = end_of(command.env("DEADLINE_MARGIN_SECS", "29").spawn().unwrap()).await;
+    assert!(!output.status.success());
+    let expected = "--deadline-margin-secs (DEADLINE_MARGIN_SECS) is 29, less than --settle-margin-secs";
+    assert!(text(&output).contains(expected), "{}", text(&output));
+}

@@ -116,7 +116,7 @@ async fn complete_job(
         return Ok(Json(body(job_id, &order, &done)));
     }
     let after = before.complete(node, request.fence, now)?;
-    check_still_wanted(&mut tx, job_id, &order, now).await?;
+    check_still_wanted(&app, &mut tx, job_id, &order, now).await?;
     if blob::size(&mut tx, request.output_cid).await?.is_none() {
         let detail = format!("{} is not stored here; put it to blobs first", request.output_cid);
         return Err(ApiError::field(Code::OutputUnknown, "outputCID", detail));
@@ -189,14 +189,27 @@ async fn earlier(
     Ok(work::completion(db, job_id).await?.filter(same))
 }
 
-/// That the chain would still take a result.
-async fn check_still_wanted(db: &mut PgConnection, job_id: B256, order: &Order, now: DateTime<Utc>) -> ApiResult<()> {
+/// That the chain would still take a result, and that there is time to bring it there: a result that is published and not
+/// settled is work for nothing.
+async fn check_still_wanted(
+    app: &App,
+    db: &mut PgConnection,
+    job_id: B256,
+    order: &Order,
+    now: DateTime<Utc>,
+) -> ApiResult<()> {
     let state = opened(db, job_id).await?.state;
     if state != EscrowState::Open {
         return Err(ApiError::new(Code::NotOpen, format!("The job is {} on the chain.", state.name())));
     }
-    if i64::try_from(order.deadline).is_ok_and(|deadline| now.timestamp() > deadline) {
-        let detail = format!("The order's deadline was {}, the time is {}.", order.deadline, now.timestamp());
+    let margin = app.parts.settings.settle_margin;
+    if i64::try_from(order.deadline).is_ok_and(|deadline| (now + margin).timestamp() > deadline) {
+        let detail = format!(
+            "Results are taken until {} seconds before the order's deadline, {}; the time is {}.",
+            margin.num_seconds(),
+            order.deadline,
+            now.timestamp()
+        );
         return Err(ApiError::new(Code::DeadlinePassed, detail));
     }
     Ok(())

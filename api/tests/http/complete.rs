@@ -126,6 +126,24 @@ async fn after_the_orders_deadline_no_result_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_that_could_not_be_settled_in_time_is_refused() {
+    let (api, node, job_id, output) = at_work().await;
+    let body = node.completion(job_id, 1, output, 900);
+    api.sql("update escrow_job set deadline = now() + interval '29 seconds'").await;
+    let before = api.written().await;
+    api.post(&node, &path(job_id), body.clone()).await.is_problem(409, "deadline_passed", None);
+    assert_eq!(api.written().await, before);
+    let job = api.get(&format!("/lit-compute/jobs/{job_id}")).await.ok();
+    assert_eq!((job.text("status"), &job.body["outputCID"]), ("active".to_owned(), &Value::Null));
+
+    api.sql("update escrow_job set deadline = now() + interval '45 seconds'").await;
+    let done = api.post(&node, &path(job_id), body.clone()).await.ok();
+    // What was taken stays taken: a repeat is answered whatever the time.
+    api.sql("update escrow_job set deadline = now() - interval '1 second'").await;
+    assert_eq!(api.post(&node, &path(job_id), body).await.ok().body, done.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_lease_completes_nothing_even_before_it_is_taken_back() {
     let (api, node, job_id, output) = at_work().await;
     api.sql("update job_work set lease_expires_at = now()").await;
