@@ -367,7 +367,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "AMOUNT")]
     pub price: Option<Amount>,
 
-    /// Leave jobs alone whose deadline is nearer than this
+    /// Work for this token if an order offers at least this much of it; may be given several times. TOKEN is an ERC-20
+    /// contract, a name in the deployments manifest, or `native`; the amount is in its smallest unit. By default 1 of the
+    /// native coin and of each token in the manifest
+    #[arg(long, value_name = "TOKEN=MIN_AMOUNT", value_parser = parse_accept)]
+    pub accept: Vec<AcceptArg>,
+
+    /// Leave jobs alone whose deadline is nearer than this, and withhold results that are made later
     #[arg(long, value_name = "SECS", default_value_t = 30)]
     pub min_time_left: u64,
 
@@ -382,4 +388,19 @@ pub struct RunArgs {
     /// Where its encryption key is.
     #[command(flatten)]
     pub dir: NodeDirArg,
+}
+
+/// A token to work for, and how much of it an order must offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptArg {
+    /// As on the command line: an address, a name, or `native`.
+    pub token: String,
+    /// In the token's smallest unit.
+    pub min: Amount,
+}
+
+fn parse_accept(text: &str) -> Result<AcceptArg, String> {
+    let (token, min) = text.split_once('=').ok_or("must be TOKEN=MIN_AMOUNT, such as native=1000")?;
+    let min = min.parse().map_err(|error| format!("the amount {error}"))?;
+    Ok(AcceptArg { token: token.to_owned(), min })
 }

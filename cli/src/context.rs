@@ -128,7 +128,11 @@ fn only_manifest(dir: &Path) -> anyhow::Result<PathBuf> {
 
 /// The token's contract: an address, a name from the manifest, or the native coin.
 pub fn token_address(arg: &TokenArg, deployment: &Deployment) -> anyhow::Result<Address> {
-    let Some(text) = arg.token.as_deref() else { return Ok(NATIVE) };
+    arg.token.as_deref().map_or(Ok(NATIVE), |text| token_named("--token", text, deployment))
+}
+
+/// The contract of the token that `text`, the value of `option`, names.
+pub fn token_named(option: &str, text: &str, deployment: &Deployment) -> anyhow::Result<Address> {
     if text == "native" {
         return Ok(NATIVE);
     }
@@ -137,7 +141,7 @@ pub fn token_address(arg: &TokenArg, deployment: &Deployment) -> anyhow::Result<
     }
     parse_address(text).map_err(|error| {
         let known: Vec<&str> = deployment.tokens.keys().map(String::as_str).collect();
-        Failure::Usage(format!("--token {text:?} {error}, or one of: native {}", known.join(" "))).into()
+        Failure::Usage(format!("{option} {text:?} {error}, or one of: native {}", known.join(" "))).into()
     })
 }
 

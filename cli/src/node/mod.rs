@@ -1,5 +1,6 @@
 //! `node run`: claims jobs, does them, and has them acknowledged.
 
+mod accept;
 mod held;
 mod setup;
 mod store;
@@ -24,6 +25,7 @@ use crate::chain::Chain;
 use crate::context::Context;
 use crate::ops::Operations;
 use crate::output::Out;
+use accept::Accepted;
 use held::{Held, Taken};
 use store::{Entry, Store};
 use work::{End, pause_after};
@@ -39,6 +41,7 @@ struct Limits {
     min_time_left: u64,
     max_input: u64,
     price: Option<Amount>,
+    accepted: Accepted,
     concurrency: u32,
     shutdown_timeout: Duration,
 }

@@ -7,6 +7,7 @@ use alloy::primitives::Bytes;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+use super::accept::Accepted;
 use super::held::Held;
 use super::store::Store;
 use super::{Limits, Node};
@@ -58,6 +59,7 @@ pub async fn node(context: &Context, args: RunArgs) -> anyhow::Result<Node> {
             min_time_left: args.min_time_left,
             max_input: args.max_input,
             price: args.price,
+            accepted: Accepted::new(&args.accept, &chain.deployment)?,
             concurrency: args.concurrency.unwrap_or(registered.capacity).min(registered.capacity),
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         },

@@ -85,6 +85,9 @@ impl Node {
         let now = self.now_unix();
         let refused = |refusal: verify::Refusal| Stop::Fail { reason: refusal.0, retryable: true };
         let order = verify::lease(lease, self.address, &self.chain.domain(), now).map_err(refused)?;
+        // Others may see it otherwise, unless the order is for this node alone.
+        let declined = |refusal: verify::Refusal| Stop::Fail { reason: refusal.0, retryable: order.node.is_zero() };
+        self.limits.accepted.check(&order).map_err(declined)?;
         verify::escrow(&self.chain, lease.job_id, &order, self.address, now, self.limits.min_time_left)
             .await
             .map_err(refused)?;
@@ -156,6 +159,14 @@ impl Node {
                 self.clean(entry.job_id);
                 return End::Lost("its deadline passed before the result arrived".into());
             }
+            if is_late(entry.deadline, self.now_unix(), self.limits.min_time_left) {
+                self.clean(entry.job_id);
+                let reason = format!(
+                    "the result is withheld: fewer than {} seconds are left to the deadline, in which it might not be paid",
+                    self.limits.min_time_left
+                );
+                return self.give_back(entry.job_id, reason, false).await;
+            }
             let sent_under = self.held.fence(entry.job_id).unwrap_or(entry.completion.fence);
             let sent = tokio::select! {
                 sent = self.send(entry, sent_under) => sent,
@@ -224,6 +235,12 @@ impl Node {
             tracing::warn!(%job_id, %error, "cannot remove the job's files");
         }
     }
+}
+
+/// Whether a result could reach the requester but not the chain in time: they would have both the work and the money.
+/// All in seconds.
+fn is_late(deadline: u64, now: u64, margin: u64) -> bool {
+    deadline < now.saturating_add(margin)
 }
 
 /// What follows from a refused result.
@@ -299,6 +316,14 @@ mod tests {
         assert_eq!(verdict(&refused(409, "job_ended")), Verdict::Never);
         assert_eq!(verdict(&refused(422, "bad_receipt_signature")), Verdict::Refused);
         assert_eq!(verdict(&std::io::Error::other("disk").into()), Verdict::Again);
+    }
+
+    #[test]
+    fn a_result_is_withheld_when_less_than_the_margin_is_left() {
+        assert!(!is_late(1_030, 1_000, 30));
+        assert!(is_late(1_029, 1_000, 30));
+        assert!(!is_late(1_000, 1_000, 0));
+        assert!(is_late(u64::MAX - 1, 1_000, u64::MAX));
     }
 
     #[test]
