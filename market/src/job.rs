@@ -14,8 +14,24 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Fence(pub i64);
 
-/// How often a job is tried before it counts as failed.
+/// How often a job is tried before it counts as failed: attempts of the node that the order names, or different nodes where
+/// it leaves that open.
 pub const MAX_ATTEMPTS: i32 = 5;
+
+/// Longest time that one lease lasts, however often it is renewed.
+pub const LONGEST_LEASE: TimeDelta = TimeDelta::hours(24);
+
+/// Whose failures end a job. No single node can end one that others could do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tries {
+    /// The order names its node: what that says of the job, and how often it tried, decides.
+    Named,
+    /// Any node may do it.
+    Open {
+        /// Different nodes, other than the holder of the lease, that had the job in vain.
+        others: i32,
+    },
+}
 
 /// Where the work on a job stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +55,7 @@ pub enum WorkState {
         /// By whom.
         node: Address,
     },
-    /// Given up after [`MAX_ATTEMPTS`], or found impossible.
+    /// Given up after [`MAX_ATTEMPTS`], or found impossible by the node that the order names.
     Failed,
 }
 
@@ -89,13 +105,12 @@ impl Default for Work {
 }
 
 impl Work {
-    /// `node` takes the job for `lease`.
+    /// `node` takes the job for `lease`. A lease that has run out is taken back with [`Work::expire`] first.
     pub fn claim(&self, node: Address, now: DateTime<Utc>, lease: TimeDelta) -> Result<Self, WorkError> {
-        let queued = self.expire(now);
-        match queued.state {
+        match self.state {
             WorkState::Queued { not_before } if not_before.is_none_or(|from| from <= now) => Ok(Self {
                 fence: Fence(self.fence.0 + 1),
-                attempts: queued.attempts,
+                attempts: self.attempts,
                 state: WorkState::Leased { node, since: now, expires_at: now + lease },
             }),
             WorkState::Queued { .. } | WorkState::Leased { .. } => Err(WorkError::NotClaimable),
@@ -104,10 +119,11 @@ impl Work {
         }
     }
 
-    /// The holder keeps the job for another `lease` from `now`.
+    /// The holder keeps the job for another `lease` from `now`, at most to [`LONGEST_LEASE`] after it took it.
     pub fn renew(&self, node: Address, fence: Fence, now: DateTime<Utc>, lease: TimeDelta) -> Result<Self, WorkError> {
         let since = self.held_by(node, fence, now)?;
-        Ok(Self { state: WorkState::Leased { node, since, expires_at: now + lease }, ..self.clone() })
+        let expires_at = (now + lease).min(since + LONGEST_LEASE);
+        Ok(Self { state: WorkState::Leased { node, since, expires_at }, ..self.clone() })
     }
 
     /// The holder is done.
@@ -116,31 +132,40 @@ impl Work {
         Ok(Self { state: WorkState::Completed { node }, ..self.clone() })
     }
 
-    /// The holder gives up: for good if `retryable` is false or all attempts are used, otherwise back to the queue after
-    /// a pause that doubles with each attempt.
-    pub fn fail(&self, node: Address, fence: Fence, retryable: bool, now: DateTime<Utc>) -> Result<Self, WorkError> {
+    /// The holder gives up: for good if all `tries` are used or the named node says that no other one can succeed
+    /// (`retryable` is false), otherwise back to the queue after a pause that doubles with each attempt.
+    pub fn fail(
+        &self,
+        node: Address,
+        fence: Fence,
+        retryable: bool,
+        tries: Tries,
+        now: DateTime<Utc>,
+    ) -> Result<Self, WorkError> {
         self.held_by(node, fence, now)?;
-        let attempts = self.attempts + 1;
-        let state = if retryable && attempts < MAX_ATTEMPTS {
-            WorkState::Queued { not_before: Some(now + retry_pause(attempts)) }
-        } else {
-            WorkState::Failed
-        };
-        Ok(Self { attempts, state, ..self.clone() })
+        let impossible = !retryable && tries == Tries::Named;
+        Ok(self.lost(impossible, tries, Some(now + retry_pause(self.attempts + 1))))
     }
 
-    /// The work as it is at `now`: an expired lease is back in the queue, or failed if that was the last attempt.
+    /// The work as it is at `now`: an expired lease is back in the queue, or the job has failed if that used up its `tries`.
     #[must_use]
-    pub fn expire(&self, now: DateTime<Utc>) -> Self {
+    pub fn expire(&self, tries: Tries, now: DateTime<Utc>) -> Self {
         match self.state {
-            WorkState::Leased { expires_at, .. } if expires_at <= now => {
-                let attempts = self.attempts + 1;
-                let state =
-                    if attempts < MAX_ATTEMPTS { WorkState::Queued { not_before: None } } else { WorkState::Failed };
-                Self { attempts, state, ..self.clone() }
-            }
+            WorkState::Leased { expires_at, .. } if expires_at <= now => self.lost(false, tries, None),
             _ => self.clone(),
         }
+    }
+
+    /// After a lease that brought no result.
+    fn lost(&self, impossible: bool, tries: Tries, not_before: Option<DateTime<Utc>>) -> Self {
+        let attempts = self.attempts + 1;
+        let used = match tries {
+            Tries::Named => attempts,
+            Tries::Open { others } => others + 1,
+        };
+        let ended = impossible || used >= MAX_ATTEMPTS;
+        let state = if ended { WorkState::Failed } else { WorkState::Queued { not_before } };
+        Self { attempts, state, ..self.clone() }
     }
 
     /// When the lease began, if `node` holds it under `fence` at `now`.
@@ -278,6 +303,7 @@ mod tests {
     use proptest::prelude::*;
 
     const LEASE: TimeDelta = TimeDelta::seconds(60);
+    const OPEN: Tries = Tries::Open { others: 0 };
 
     fn at(secs: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000 + secs, 0).unwrap()
@@ -290,7 +316,7 @@ mod tests {
     #[test]
     fn only_the_holder_completes_and_only_under_the_current_fence() {
         let first = Work::default().claim(node(1), at(0), LEASE).unwrap();
-        let second = first.claim(node(1), at(60), LEASE).unwrap();
+        let second = first.expire(OPEN, at(60)).claim(node(1), at(60), LEASE).unwrap();
         assert_eq!(second.complete(node(2), Fence(2), at(61)), Err(WorkError::NotHolder));
         assert_eq!(second.complete(node(1), Fence(1), at(61)), Err(WorkError::StaleFence { given: 1, current: 2 }));
         let done = second.complete(node(1), Fence(2), at(61)).unwrap();
@@ -303,7 +329,8 @@ mod tests {
         let held = Work::default().claim(node(1), at(0), LEASE).unwrap();
         assert_eq!(held.claim(node(2), at(59), LEASE), Err(WorkError::NotClaimable));
         assert_eq!(held.complete(node(1), Fence(1), at(60)), Err(WorkError::LeaseExpired(at(60))));
-        assert_eq!(held.claim(node(2), at(60), LEASE).unwrap().fence, Fence(2));
+        assert_eq!(held.expire(OPEN, at(59)), held);
+        assert_eq!(held.expire(OPEN, at(60)).claim(node(2), at(60), LEASE).unwrap().fence, Fence(2));
         let renewed = held.renew(node(1), Fence(1), at(59), LEASE).unwrap();
         assert!(renewed.complete(node(1), Fence(1), at(100)).is_ok());
     }
@@ -314,13 +341,48 @@ mod tests {
         let mut now = at(0);
         for attempt in 1..MAX_ATTEMPTS {
             work = work.claim(node(1), now, LEASE).unwrap();
-            work = work.fail(node(1), work.fence, true, now).unwrap();
+            work = work.fail(node(1), work.fence, true, Tries::Named, now).unwrap();
             assert_eq!(work.state, WorkState::Queued { not_before: Some(now + retry_pause(attempt)) });
             assert_eq!(work.claim(node(1), now, LEASE), Err(WorkError::NotClaimable));
             now += retry_pause(attempt);
         }
         work = work.claim(node(1), now, LEASE).unwrap();
-        assert_eq!(work.fail(node(1), work.fence, true, now).unwrap().state, WorkState::Failed);
+        assert_eq!(work.fail(node(1), work.fence, true, Tries::Named, now).unwrap().state, WorkState::Failed);
+    }
+
+    #[test]
+    fn renewing_prolongs_no_lease_beyond_the_longest() {
+        let mut work = Work::default().claim(node(1), at(0), LEASE).unwrap();
+        let end = at(0) + LONGEST_LEASE;
+        let mut now = at(0);
+        while let Ok(renewed) = work.renew(node(1), Fence(1), now, LEASE) {
+            assert!(now < end);
+            work = renewed;
+            now += LEASE / 2;
+        }
+        assert_eq!(now, end);
+        assert_eq!(work.complete(node(1), Fence(1), end), Err(WorkError::LeaseExpired(end)));
+    }
+
+    #[test]
+    fn one_node_cannot_end_a_job_that_others_could_do() {
+        let held = Work { attempts: 99, ..Work::default() }.claim(node(1), at(0), LEASE).unwrap();
+        let fail = |tries, retryable| held.fail(node(1), Fence(1), retryable, tries, at(1)).unwrap().state;
+        for others in 0..MAX_ATTEMPTS - 1 {
+            let tries = Tries::Open { others };
+            assert!(matches!(fail(tries, false), WorkState::Queued { .. }));
+            assert_eq!(held.expire(tries, at(60)).state, WorkState::Queued { not_before: None });
+        }
+        let last = Tries::Open { others: MAX_ATTEMPTS - 1 };
+        assert_eq!(fail(last, true), WorkState::Failed);
+        assert_eq!(held.expire(last, at(60)).state, WorkState::Failed);
+    }
+
+    #[test]
+    fn what_the_named_node_finds_impossible_has_failed() {
+        let held = Work::default().claim(node(1), at(0), LEASE).unwrap();
+        let failed = held.fail(node(1), Fence(1), false, Tries::Named, at(1)).unwrap();
+        assert_eq!((failed.attempts, failed.state), (1, WorkState::Failed));
     }
 
     #[test]
@@ -339,12 +401,13 @@ mod tests {
             let mut now = at(0);
             for (what, who, wait, fence) in steps {
                 now += TimeDelta::seconds(wait);
+                work = work.expire(OPEN, now);
                 let before = work.clone();
                 let held = matches!(before.state, WorkState::Leased { expires_at, .. } if expires_at > now);
                 let next = match what {
                     0 => work.claim(node(who), now, LEASE),
                     1 => work.complete(node(who), Fence(fence), now),
-                    2 => work.fail(node(who), Fence(fence), true, now),
+                    2 => work.fail(node(who), Fence(fence), true, OPEN, now),
                     _ => work.renew(node(who), Fence(fence), now, LEASE),
                 };
                 if let Ok(next) = next {

@@ -94,7 +94,8 @@ struct FailRequest {
     /// What went wrong; the requester sees it.
     #[schema(example = "the operation's program ran out of memory")]
     reason: String,
-    /// Whether another try may succeed. If not, the job has failed for good.
+    /// Whether another try may succeed. If not, the job has failed for good where its order names the node; an open one is
+    /// left to others.
     retryable: bool,
 }
 
@@ -153,8 +154,10 @@ pub async fn renew_lease(
     let before = locked(db, job_id).await?;
     let after = before.renew(node, lease.fence, now, app.parts.settings.lease)?;
     work::save(db, job_id, &before, &after, None, now).await?;
-    let lease_expires_at = now + app.parts.settings.lease;
-    Ok(RenewedLease { job_id: lease.job_id, fence: lease.fence, lease_expires_at })
+    let WorkState::Leased { expires_at, .. } = after.state else {
+        return Err(ApiError::internal(anyhow::anyhow!("job {job_id} was renewed to {:?}", after.state)));
+    };
+    Ok(RenewedLease { job_id: lease.job_id, fence: lease.fence, lease_expires_at: expires_at })
 }
 
 /// The work on a job, locked; for one that no node ever claimed, that no one holds it.
@@ -207,8 +210,10 @@ async fn fail_job(
     check_reason(&request.reason)?;
     let mut tx = app.begin().await?;
     let before = locked(&mut tx, job_id).await?;
-    let after = before.fail(node, request.fence, request.retryable, now)?;
-    let ended = EndedLease { job_id, node, outcome: Outcome::Failed, error: Some(&request.reason) };
+    let tries = work::tries(&mut tx, job_id, node).await?;
+    let after = before.fail(node, request.fence, request.retryable, tries, now)?;
+    let outcome = if request.retryable { Outcome::Released } else { Outcome::Failed };
+    let ended = EndedLease { job_id, node, outcome, error: Some(&request.reason) };
     end_lease(&mut tx, &ended, &before, &after, now).await?;
     tx.commit().await?;
     tracing::info!(%job_id, %node, fence = request.fence.0, reason = request.reason, "node gave the job up");
@@ -258,7 +263,7 @@ pub async fn expire_leases(app: &App, now: DateTime<Utc>) -> ApiResult<usize> {
     let expired = work::lock_expired(&mut tx, EXPIRE_BATCH, now).await?;
     for (job_id, before) in &expired {
         let WorkState::Leased { node, .. } = before.state else { continue };
-        let after = before.expire(now);
+        let after = before.expire(work::tries(&mut tx, *job_id, node).await?, now);
         let error = Some("the node did not renew its lease");
         let ended = EndedLease { job_id: *job_id, node, outcome: Outcome::Expired, error };
         end_lease(&mut tx, &ended, before, &after, now).await?;

@@ -3,7 +3,7 @@ use std::{collections::HashSet, time::Duration};
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
-use market::{ContentId, abi::Order, clock, job::MAX_ATTEMPTS, typed_data};
+use market::{ContentId, abi::Order, clock, db, job::MAX_ATTEMPTS, typed_data};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -182,7 +182,9 @@ async fn an_expired_lease_returns_the_job_and_its_fence_is_refused() {
 async fn a_job_whose_leases_all_run_out_has_failed() {
     let api = Api::start().await;
     let node = api.node().await;
-    let job_id = api.open_job().await;
+    let spec = spec(ContentId::of(b"input"));
+    let named = Order { node: node.address(), ..order(Address::repeat_byte(0xaa), &spec) };
+    let job_id = api.open(&named, &spec).await;
     for attempt in 1..=MAX_ATTEMPTS {
         let lease = api.post(&node, CLAIM, json!({ "waitSecs": 10 })).await.ok();
         assert_eq!(lease.int("attempt"), i64::from(attempt));
@@ -315,7 +317,98 @@ async fn a_job_that_was_given_up_pauses_or_fails() {
     let lease = api.post(&other, CLAIM, json!({ "waitSecs": 10 })).await.ok();
     assert_eq!((lease.job_id(), lease.int("fence")), (job_id, 2));
     let body = json!({ "fence": 2, "reason": "the input is no such thing", "retryable": false });
-    let failed = api.post(&other, &path, body).await.ok();
+    api.post(&other, &path, body).await.ok();
+    let again = api.post(&node, CLAIM, json!({ "waitSecs": 10 })).await.ok();
+    assert_eq!((again.job_id(), again.int("fence")), (job_id, 3), "a node that gave it back may try again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_ends_no_job_that_others_could_do() {
+    let api = Api::start().await;
+    let nodes = join_all((0..MAX_ATTEMPTS).map(|_| api.node())).await;
+    let job_id = api.open_job().await;
+    let path = format!("/lit-compute/jobs/{job_id}/fail");
+    for (node, attempt) in nodes.iter().zip(1..=MAX_ATTEMPTS) {
+        let lease = api.post(node, CLAIM, json!({ "waitSecs": 10 })).await.ok();
+        assert_eq!(lease.int("attempt"), i64::from(attempt));
+        let body = json!({ "fence": attempt, "reason": "no", "retryable": false });
+        let failed = api.post(node, &path, body).await.ok();
+        assert_eq!(failed.text("status"), if attempt < MAX_ATTEMPTS { "pending" } else { "failed" });
+        api.sql("update job_work set not_before = null").await;
+        assert_eq!(api.claim(node).await.status, 204, "it is given to others only");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_keeps_losing_a_job_leaves_it_to_others() {
+    for wish in [Wish::default(), no_redis()] {
+        let api = Api::with(wish).await;
+        let node = api.node().await;
+        let job_id = api.open_job().await;
+        for fence in 1..=3 {
+            assert_eq!(api.claim(&node).await.ok().job_id(), job_id);
+            let body = json!({ "fence": fence, "reason": "busy", "retryable": true });
+            api.post(&node, &format!("/lit-compute/jobs/{job_id}/fail"), body).await.ok();
+            api.sql("update job_work set not_before = null").await;
+        }
+        assert_eq!(api.claim(&node).await.status, 204);
+        assert_eq!(api.claim(&api.node().await).await.ok().job_id(), job_id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_named_node_finds_impossible_has_failed() {
+    let api = Api::start().await;
+    let node = api.node().await;
+    let spec = spec(ContentId::of(b"input"));
+    let named = Order { node: node.address(), ..order(Address::repeat_byte(0xaa), &spec) };
+    let job_id = api.open(&named, &spec).await;
+    api.claim(&node).await.ok();
+    let body = json!({ "fence": 1, "reason": "the input is no such thing", "retryable": false });
+    let failed = api.post(&node, &format!("/lit-compute/jobs/{job_id}/fail"), body).await.ok();
     assert_eq!((failed.text("status"), &failed.body["notBefore"]), ("failed".to_owned(), &Value::Null));
     assert_eq!(api.claim(&node).await.status, 204);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_waits_for_its_input() {
+    for wish in [Wish::default(), no_redis()] {
+        let api = Api::with(wish).await;
+        let node = api.node().await;
+        let spec = spec(ContentId::of(b"comes later"));
+        let job_id = api.open_without_input(&order(Address::repeat_byte(0xaa), &spec), &spec).await;
+        assert_eq!(api.claim(&node).await.status, 204);
+        api.blob(b"comes later").await;
+        assert_eq!(api.claim(&node).await.ok().job_id(), job_id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_whose_job_a_reorg_took_away_is_not_given_again() {
+    let api = Api::start().await;
+    let node = api.node().await;
+    let gone = api.open_job().await;
+    assert_eq!(api.claim(&node).await.ok().job_id(), gone);
+    db::escrow::delete_jobs(&mut api.pool.acquire().await.unwrap(), &[gone]).await.unwrap();
+    let nothing = json!({ "leases": [] });
+    assert_eq!(api.post(&node, CLAIM, nothing.clone()).await.status, 204);
+    let next = api.open_job().await;
+    assert_eq!(api.post(&node, CLAIM, nothing).await.ok().job_id(), next);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lease_is_renewed_for_ever() {
+    let api = Api::start().await;
+    let node = api.node().await;
+    let job_id = api.open_job().await;
+    api.claim(&node).await.ok();
+    let path = format!("/lit-compute/jobs/{job_id}/renew");
+    api.sql("update job_work set leased_at = now() - interval '24 hours' + interval '20 seconds'").await;
+    let renewed = api.post(&node, &path, json!({ "fence": 1 })).await.ok();
+    let expires: DateTime<Utc> = renewed.text("leaseExpiresAt").parse().unwrap();
+    assert!(expires < clock::now() + TimeDelta::seconds(21), "{expires}");
+    api.sql("update job_work set leased_at = now() - interval '24 hours', lease_expires_at = now()").await;
+    let refused = api.post(&node, &path, json!({ "fence": 1 })).await;
+    assert_eq!(refused.status, 409);
+    assert!(["lease_expired", "not_leased"].contains(&refused.text("code").as_str()), "{refused:?}");
 }

@@ -230,8 +230,16 @@ impl Api {
         self.put_blob(&user, bytes).await.ok().text("cid").parse().unwrap()
     }
 
-    /// Opens a job on the chain, as the indexer would write it.
+    /// Opens a job on the chain, as the indexer would write it, and has its input stored here.
     pub async fn open(&self, order: &Order, spec: &JobSpec) -> B256 {
+        let input = spec.inputCID.parse().unwrap();
+        let mut db = self.pool.acquire().await.unwrap();
+        db::blob::insert(&mut db, input, 5, order.requester, clock::now()).await.unwrap();
+        self.open_without_input(order, spec).await
+    }
+
+    /// Opens a job on the chain, as the indexer would write it.
+    pub async fn open_without_input(&self, order: &Order, spec: &JobSpec) -> B256 {
         let job_id = job_id(order);
         let job = EscrowJob {
             order: order.clone(),

@@ -11,13 +11,15 @@ use sqlx::postgres::{PgConnection, PgListener};
 use super::outbox::Source;
 use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;
-use crate::job::{Fence, Work, WorkState};
+use crate::job::{Fence, Tries, Work, WorkState};
 use crate::redis::keys::PRIORITY_BOOST_MS;
 
 /// The Postgres channel that is notified when a job went back to the queue.
 const REQUEUED: &str = "littoral_job_requeued";
 /// Open jobs that are looked at, oldest first, to find the first ones of the queue.
 const QUEUE_WINDOW: i64 = 1000;
+/// How often one node is given the same open order's job: after a crash again, but not so often that others wait for it.
+const NODE_ATTEMPTS: i64 = 3;
 /// Characters that are kept of a node's reason for giving up.
 const ERROR_CHARS: usize = 1000;
 
@@ -77,7 +79,9 @@ pub struct Completion {
 pub enum Outcome {
     /// With a result.
     Completed,
-    /// The node gave up.
+    /// The node gave the job back: another try, even its own, may succeed.
+    Released,
+    /// The node cannot do it.
     Failed,
     /// It was not renewed in time.
     Expired,
@@ -87,6 +91,7 @@ impl Outcome {
     fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",
+            Self::Released => "released",
             Self::Failed => "failed",
             Self::Expired => "expired",
         }
@@ -118,14 +123,19 @@ impl Row {
     }
 }
 
-/// A query over `escrow_job e` and `job_work w`, narrowed to what a [`Worker`] can be given at a moment.
+/// A query over `escrow_job e` and `job_work w`, narrowed to what a [`Worker`] can be given at a moment. An open order's job
+/// is not given again to a node that could not do it; one whose input is not stored here waits until it is.
 macro_rules! claimable {
     ($what:ident!($($ty:ty,)? $select:literal, $rest:literal), $worker:expr, $now:expr, $($arg:expr),*) => {
         sqlx::$what!(
             $($ty,)?
             $select + "
              where e.state = 'open' and e.spec_valid and e.deadline >= $1 and e.operation = any($2)
-                 and (e.order_node = $3 or (e.order_node = $4 and e.assigner = $5))
+                 and (e.order_node = $3 or (e.order_node = $4 and e.assigner = $5 and not exists (
+                     select from job_attempt a where a.job_id = e.job_id and a.node = $3 and a.outcome is not null
+                     having bool_or(a.outcome = 'failed') or count(*) >= $7
+                 )))
+                 and exists (select from blob b where b.cid = e.input_cid)
                  and (w.job_id is null or (w.state = 'queued' and (w.not_before is null or w.not_before <= $6)))
             " + $rest,
             $worker.deadline_from,
@@ -134,6 +144,7 @@ macro_rules! claimable {
             DbAddress(Address::ZERO) as _,
             DbAddress($worker.assigner) as _,
             $now,
+            NODE_ATTEMPTS,
             $($arg),*
         )
     };
@@ -152,13 +163,13 @@ pub async fn candidates(
             r#"select q.job_id as "job_id!: DbHash" from (
                 select e.job_id,
                     floor(extract(epoch from e.opened_at) * 1000)::bigint
-                        - (coalesce(s.priority, 100) - 100)::bigint * $7::bigint as score
+                        - (coalesce(s.priority, 100) - 100)::bigint * $8::bigint as score
                 from escrow_job e
                 left join job_work w on w.job_id = e.job_id
                 left join job_submission s on s.job_id = e.job_id"#,
-            "order by e.opened_block, e.job_id limit $8
+            "order by e.opened_block, e.job_id limit $9
             ) q
-            order by q.score, q.job_id limit $9"
+            order by q.score, q.job_id limit $10"
         ),
         worker,
         now,
@@ -203,8 +214,8 @@ pub async fn lock_first(
             r#"select w.job_id as "job_id: DbHash", w.state, w.fence, w.attempts, w.node as "node?: DbAddress",
                 w.leased_at, w.lease_expires_at, w.not_before
             from escrow_job e join job_work w on w.job_id = e.job_id"#,
-            "and e.job_id = any($7::bytea[])
-            order by array_position($7::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
+            "and e.job_id = any($8::bytea[])
+            order by array_position($8::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
         ),
         worker,
         now,
@@ -230,6 +241,21 @@ pub async fn lock(db: &mut PgConnection, job_id: B256) -> Result<Option<Work>, s
     Ok(row.map(Row::read).transpose()?.map(|(_, work)| work))
 }
 
+/// Whose failures end the job that `holder` has a lease of.
+pub async fn tries(db: &mut PgConnection, job_id: B256, holder: Address) -> Result<Tries, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select exists (select from escrow_job e where e.job_id = $1 and e.order_node <> $3) as "named!",
+            (select count(distinct a.node)::integer from job_attempt a
+             where a.job_id = $1 and a.node <> $2 and a.outcome is not null) as "others!""#,
+        DbHash(job_id) as _,
+        DbAddress(holder) as _,
+        DbAddress(Address::ZERO) as _
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(if row.named { Tries::Named } else { Tries::Open { others: row.others } })
+}
+
 /// Locks up to `limit` jobs whose lease has ended at `now`, leaving those that another transaction works on.
 pub async fn lock_expired(
     db: &mut PgConnection,
@@ -252,11 +278,14 @@ pub async fn lock_expired(
     .collect()
 }
 
-/// Leases that `node` holds at `now`, oldest first.
+/// Leases that `node` holds at `now`, oldest first, of jobs that are in the escrow: one that a reorg took away cannot be
+/// done.
 pub async fn held(db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> Result<Vec<Held>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"select job_id as "job_id: DbHash", fence, lease_expires_at as "lease_expires_at!", attempts
-           from job_work where state = 'leased' and node = $1 and lease_expires_at > $2 order by leased_at, job_id"#,
+           from job_work w where state = 'leased' and node = $1 and lease_expires_at > $2
+               and exists (select from escrow_job e where e.job_id = w.job_id)
+           order by leased_at, job_id"#,
         DbAddress(node) as _,
         now
     )
