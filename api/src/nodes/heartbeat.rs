@@ -1,16 +1,21 @@
 //! A node says that it is there, and keeps its leases.
 
+use alloy::primitives::Address;
 use axum::extract::State;
+use chrono::{DateTime, Utc};
 use market::{
     clock,
     db::{
         node_profile,
         outbox::{self, Entity, Source},
+        work,
     },
+    fold::RegistryNode,
     job::Fence,
     redis::keys::HEARTBEAT_SECS,
 };
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -24,8 +29,10 @@ use crate::{
     wire::Hash,
 };
 
-/// Most leases that one heartbeat may name.
-const MAX_LEASES: usize = 10_000;
+/// Most leases that one heartbeat may name, whatever the node's capacity.
+const MAX_LEASES: usize = 1000;
+/// Leases that any node may name: after a restart it asks of what it had before, too.
+const FREE_LEASES: usize = 100;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(heartbeat))
@@ -83,11 +90,10 @@ async fn heartbeat(
     Json(request): Json<HeartbeatRequest>,
 ) -> ApiResult<Json<HeartbeatBody>> {
     let (node, now) = (user.wallet(), clock::now());
-    if request.leases.len() > MAX_LEASES {
-        return Err(ApiError::field(Code::InvalidField, "leases", format!("may name at most {MAX_LEASES} leases")));
-    }
+    refuse_beyond(MAX_LEASES, &request.leases)?;
     let mut tx = app.begin().await?;
     let registered = staked(&app, &mut tx, node).await?;
+    refuse_beyond(most_leases(&mut tx, node, &registered, now).await?, &request.leases)?;
     if !node_profile::heartbeat(&mut tx, node, now).await? {
         return Err(ApiError::new(Code::ProfileMissing, "Register with nodes/register first."));
     }
@@ -105,7 +111,6 @@ async fn heartbeat(
             Ok(renewed) => body.renewed.push(renewed),
             Err(error) if error.code().status().is_server_error() => return Err(error),
             Err(error) => {
-                tracing::info!(job_id = %lease.job_id, %node, fence = lease.fence.0, %error, "lease is lost");
                 let (code, detail) = (error.code().name(), error.detail().to_owned());
                 body.lost.push(LostLease { job_id: lease.job_id, fence: lease.fence, code, detail });
             }
@@ -113,5 +118,30 @@ async fn heartbeat(
     }
     outbox::append(&mut tx, Source::Work, Entity::Node(node), "node.heartbeat", now).await?;
     tx.commit().await?;
+    if let Some(first) = body.lost.first() {
+        let (lost, job_id) = (body.lost.len(), first.job_id);
+        tracing::info!(%node, lost, first = %job_id, code = first.code, "the node names leases that are not its own");
+    }
     Ok(Json(body))
+}
+
+fn refuse_beyond(most: usize, leases: &[LeaseRef]) -> ApiResult<()> {
+    if leases.len() <= most {
+        return Ok(());
+    }
+    let detail = format!("names {} leases, more than the {most} that this node may name", leases.len());
+    Err(ApiError::field(Code::InvalidField, "leases", detail))
+}
+
+/// How many leases `node` may name: each costs a query. Twice its capacity, as it may not know yet of some that they are
+/// lost, and what it holds in any case.
+async fn most_leases(
+    db: &mut PgConnection,
+    node: Address,
+    registered: &RegistryNode,
+    now: DateTime<Utc>,
+) -> ApiResult<usize> {
+    let capacity = usize::try_from(registered.capacity).unwrap_or(usize::MAX);
+    let held = work::held(db, node, now).await?.len();
+    Ok(capacity.saturating_mul(2).max(FREE_LEASES).max(held).min(MAX_LEASES))
 }

@@ -138,6 +138,21 @@ async fn a_heartbeat_renews_what_the_node_holds_and_tells_what_it_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_names_no_more_leases_than_a_node_can_have() {
+    let api = Api::start().await;
+    let node = api.node().await;
+    let lease = json!({ "jobId": B256::repeat_byte(9), "fence": 1 });
+    let before = api.written().await;
+    for count in [101, 1001] {
+        let reply = api.post(&node, HEARTBEAT, json!({ "leases": vec![lease.clone(); count] })).await;
+        reply.is_problem(422, "invalid_field", Some("leases"));
+    }
+    assert_eq!(api.written().await, before);
+    let reply = api.post(&node, HEARTBEAT, json!({ "leases": vec![lease; 100] })).await.ok();
+    assert_eq!(reply.body["lost"].as_array().unwrap().len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_node_is_offline() {
     let api = Api::start().await;
     let node = api.node().await;
