@@ -30,6 +30,8 @@ pub struct Settings {
     pub signin_domains: Vec<String>,
     /// Most bytes of one content.
     pub max_blob_bytes: usize,
+    /// How long a content may take to arrive, however steadily it trickles.
+    pub upload_timeout: Duration,
     /// How long a lease lasts unless renewed.
     pub lease: TimeDelta,
     /// Jobs with less time than this to their deadline are not handed out.
@@ -52,6 +54,7 @@ impl Default for Settings {
         Self {
             signin_domains: Vec::new(),
             max_blob_bytes: 64 * 1024 * 1024,
+            upload_timeout: Duration::from_secs(15 * 60),
             lease: TimeDelta::seconds(60),
             deadline_margin: TimeDelta::seconds(60),
             settle_margin: TimeDelta::seconds(30),

@@ -9,6 +9,7 @@ use axum::{
 use futures::TryStreamExt;
 use market::{ContentId, clock, db::blob};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -77,7 +78,12 @@ async fn put_blob(
         return Err(too_large(limit));
     }
     let mut upload = app.parts.store.upload().await.map_err(ApiError::unavailable)?;
-    if let Err(error) = receive(body, &mut upload, limit).await {
+    let within = app.parts.settings.upload_timeout;
+    let received = timeout(within, receive(body, &mut upload, limit)).await.unwrap_or_else(|_| {
+        let detail = format!("The body did not arrive within {} seconds.", within.as_secs());
+        Err(ApiError::new(Code::BodyTimeout, detail))
+    });
+    if let Err(error) = received {
         if let Err(cause) = upload.abort().await {
             tracing::warn!(%cause, "a refused upload was left for the sweeper");
         }

@@ -215,6 +215,8 @@ impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => Self::unavailable(error),
+            // query_canceled: it took longer than the connection's statement_timeout.
+            sqlx::Error::Database(cause) if cause.code().as_deref() == Some("57014") => Self::unavailable(cause),
             other => Self::internal(other),
         }
     }

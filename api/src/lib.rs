@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod openapi;
 pub mod page;
 pub mod serve;
+pub mod server;
 pub mod settle;
 pub mod store;
 pub mod wire;

@@ -1,6 +1,6 @@
 //! `littoral-api serve`: reads its options, connects, serves until told to stop.
 
-use std::{future::IntoFuture, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context;
@@ -25,8 +25,15 @@ use url::Url;
 use crate::{
     app::{App, Parts, Settings},
     background, http,
+    server::{self, Limits},
     store::BlobStore,
 };
+
+/// How long a request's header may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one statement may take. Less than a request may, so that what a client gave up does not go on in Postgres.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Options of `serve`.
 #[derive(Args, Clone)]
@@ -61,6 +68,14 @@ pub struct ServeArgs {
     /// Most bytes of one content
     #[arg(long, env = "MAX_BLOB_BYTES", default_value_t = 64 * 1024 * 1024)]
     max_blob_bytes: usize,
+
+    /// Seconds in which a content must have arrived whole
+    #[arg(long, env = "UPLOAD_SECS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(1..))]
+    upload_secs: u32,
+
+    /// Most connections at once; further ones wait
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 10_000, value_parser = max_connections)]
+    max_connections: usize,
 
     /// Seconds that a node may keep a job without renewing
     #[arg(long, env = "LEASE_SECS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
@@ -104,13 +119,14 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         told.shutdown.cancel();
     });
     let stop = app.shutdown.clone();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).into_future();
+    let limits = Limits { max_connections: args.max_connections, header_timeout: HEADER_TIMEOUT };
+    let serving = server::serve(listener, router, limits, stop);
     let overdue = async {
         app.shutdown.cancelled().await;
         tokio::time::sleep(deadline).await;
     };
     tokio::select! {
-        ended = serving => ended?,
+        () = serving => {}
         () = overdue => tracing::warn!("requests did not end in time"),
     }
     if timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} }).await.is_err() {
@@ -118,6 +134,11 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+fn max_connections(text: &str) -> Result<usize, String> {
+    let most = tokio::sync::Semaphore::MAX_PERMITS;
+    text.parse().ok().filter(|count| (1..=most).contains(count)).ok_or_else(|| format!("must be 1 to {most}"))
 }
 
 async fn wait_for_signal() {
@@ -141,10 +162,11 @@ async fn wait_for_signal() {
 /// Connects to everything, and makes sure that it belongs together.
 async fn open(args: &ServeArgs) -> anyhow::Result<App> {
     let deployment = Deployment::read(&args.chain.deployment)?;
-    let pool = db::connect(&args.store.database_url, args.store.database_max_connections)
-        .await
-        .context("connecting to Postgres")?;
-    db::migrate(&pool).await.context("applying the migrations")?;
+    let (database_url, most) = (&args.store.database_url, args.store.database_max_connections);
+    let unbounded = db::connect(database_url, 1).await.context("connecting to Postgres")?;
+    db::migrate(&unbounded).await.context("applying the migrations")?;
+    unbounded.close().await;
+    let pool = db::connect_bounded(database_url, most, STATEMENT_TIMEOUT).await.context("connecting to Postgres")?;
     check_database(&pool, &deployment).await?;
     let provider = rpc::provider(&args.chain.rpc_url);
     match rpc::verify(&provider, &deployment).await {
@@ -200,6 +222,7 @@ fn settings(args: &ServeArgs) -> Settings {
     Settings {
         signin_domains,
         max_blob_bytes: args.max_blob_bytes,
+        upload_timeout: Duration::from_secs(args.upload_secs.into()),
         lease: TimeDelta::seconds(args.lease_secs.into()),
         deadline_margin: TimeDelta::seconds(args.deadline_margin_secs.into()),
         settle_margin: TimeDelta::seconds(args.settle_margin_secs.into()),

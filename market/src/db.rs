@@ -18,19 +18,31 @@ pub mod submission;
 pub mod types;
 pub mod work;
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 /// A pool of at most `max_connections` connections to `database_url`. Waiting for a free one is bounded, so that an
 /// overload answers with an error rather than hanging.
 pub async fn connect(database_url: &str, max_connections: u32) -> Result<PgPool, sqlx::Error> {
-    PgPoolOptions::new()
-        .max_connections(max_connections)
-        .acquire_timeout(Duration::from_secs(5))
-        .connect(database_url)
-        .await
+    pool_options(max_connections).connect(database_url).await
+}
+
+/// Like [`connect`]. Postgres cancels statements that take longer than `statement_timeout`, those too that nobody waits
+/// for any more because their request timed out.
+pub async fn connect_bounded(
+    database_url: &str,
+    max_connections: u32,
+    statement_timeout: Duration,
+) -> Result<PgPool, sqlx::Error> {
+    let limit = format!("{}ms", statement_timeout.as_millis());
+    let options = PgConnectOptions::from_str(database_url)?.options([("statement_timeout", limit)]);
+    pool_options(max_connections).connect_with(options).await
+}
+
+fn pool_options(max_connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new().max_connections(max_connections).acquire_timeout(Duration::from_secs(5))
 }
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations");

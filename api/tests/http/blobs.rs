@@ -1,5 +1,6 @@
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
+use futures::StreamExt;
 use market::ContentId;
 use reqwest::Method;
 
@@ -76,6 +77,24 @@ async fn a_body_over_the_limit_is_refused_with_or_without_its_length() {
     assert_eq!(api.written().await, before);
     assert_eq!(file_count(&api.blobs.path().join("uploads")), 0);
     api.put_blob(&user, vec![0; 1000]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_trickles_is_refused_after_its_time() {
+    let api = Api::with_settings(|settings| settings.upload_timeout = Duration::from_secs(1)).await;
+    let user = api.user().await;
+    let trickle = futures::stream::repeat_with(|| Ok::<_, std::io::Error>("x"))
+        .then(async |piece| {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            piece
+        })
+        .take(400);
+    let started = std::time::Instant::now();
+    let reply = api.put_blob(&user, reqwest::Body::wrap_stream(Box::pin(trickle))).await;
+    reply.is_problem(408, "body_timeout", None);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(file_count(&api.blobs.path().join("uploads")), 0);
+    api.put_blob(&user, "whole").await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
