@@ -42,6 +42,7 @@ select
         when e.state = 'refunded' then 'refunded'
         when e.state = 'submitted' then 'challengeable'
         when e.job_id is null then 'awaiting_escrow'
+        when not e.spec_valid then 'failed'           -- no node is given it, ever
         when w.state = 'completed' and b.id is not null then 'settling'
         when w.state = 'completed' then 'completed'
         when w.state = 'failed' then 'failed'

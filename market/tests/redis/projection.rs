@@ -207,7 +207,8 @@ async fn the_queue_holds_what_can_be_claimed_in_the_order_that_postgres_has_too(
     assert_eq!(queue::candidates(&world.redis, 0, 10).await.unwrap(), expected);
     assert_eq!(queue::candidates(&world.redis, 1, 2).await.unwrap(), expected[1..3]);
     assert_eq!(queue::candidates(&world.redis, 5, 2).await.unwrap(), Vec::<B256>::new());
-    assert_eq!(world.status(job(6)).await["specValid"], "false");
+    let unsigned = world.status(job(6)).await;
+    assert_eq!((unsigned["specValid"].as_str(), unsigned["status"].as_str()), (Some("false"), Some("failed")));
     let mut db = world.pool.acquire().await.unwrap();
     let pending = market::db::job_view::pending(&mut db, None, 10, world.at(7)).await.unwrap();
     assert_eq!(pending.iter().map(|view| view.job_id).collect::<Vec<_>>(), expected);
