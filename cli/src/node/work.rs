@@ -85,8 +85,8 @@ impl Node {
         let now = self.now_unix();
         let refused = |refusal: verify::Refusal| Stop::Fail { reason: refusal.0, retryable: true };
         let order = verify::lease(lease, self.address, &self.chain.domain(), now).map_err(refused)?;
-        // Others may see it otherwise, unless the order is for this node alone.
-        let declined = |refusal: verify::Refusal| Stop::Fail { reason: refusal.0, retryable: order.node.is_zero() };
+        // This node will not change its mind; of an open order, other nodes are asked still.
+        let declined = |refusal: verify::Refusal| Stop::Fail { reason: refusal.0, retryable: false };
         self.limits.accepted.check(&order).map_err(declined)?;
         verify::escrow(&self.chain, lease.job_id, &order, self.address, now, self.limits.min_time_left)
             .await
