@@ -1,17 +1,18 @@
 //! A private development chain.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, b256};
 use alloy::providers::{Provider, ProviderBuilder};
 use alloy::signers::local::PrivateKeySigner;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use tempfile::TempDir;
 
 use crate::paths::{foundry, scratch_dir};
+use crate::ports::{is_free, listens};
 use crate::process::{Launch, Process};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -26,7 +27,7 @@ pub struct AnvilOptions {
     pub state: Option<PathBuf>,
     /// 31337 unless given.
     pub chain_id: Option<u64>,
-    /// The port; any free one unless given. With a given port the node logs nothing but errors.
+    /// The port to take if it is free; any free one otherwise. On the port asked for, the node logs nothing but errors.
     pub port: Option<u16>,
     /// Where the log lies; a directory that vanishes with the node unless given.
     pub log: Option<PathBuf>,
@@ -47,26 +48,22 @@ impl Anvil {
     /// Starts a node and waits until it answers.
     ///
     /// # Errors
-    /// When Foundry is not installed, the port is taken, or the node does not come up; with its log's tail.
+    /// When Foundry is not installed or the node does not come up; with its log's tail.
     pub async fn start(options: AnvilOptions) -> anyhow::Result<Self> {
         let scratch = if options.log.is_none() { Some(scratch_dir("anvil")?) } else { None };
         let log = options.log.clone().or_else(|| scratch.as_ref().map(|dir| dir.path().join("anvil.log")));
-        let mut process = launch(&options, log.context("no log file for anvil")?)?.spawn()?;
-        let rpc_url = match options.port {
-            Some(port) => format!("http://127.0.0.1:{port}"),
-            None => {
-                process.wait_until(READY_WITHIN, async |process| listening_on(&process.output()).is_some()).await?;
-                format!("http://{}", listening_on(&process.output()).context("anvil does not say where it listens")?)
+        let log = log.context("no log file for anvil")?;
+        // Anvil itself finds a free port where the preferred one is taken, or gets taken before it is there.
+        let mut port = options.port.filter(|port| is_free(*port));
+        let (process, rpc_url) = loop {
+            let mut process = launch(&options, port, &log)?.spawn()?;
+            match wait_until_it_listens(&mut process, port).await {
+                Ok(url) => break (process, url),
+                Err(_) if port.is_some() => port = None,
+                Err(error) => return Err(error),
             }
         };
-        let provider = ProviderBuilder::new().connect_http(rpc_url.parse()?);
-        process.wait_until(READY_WITHIN, async |_| provider.get_chain_id().await.is_ok()).await?;
-        if options.port.is_some() {
-            // Had another node just taken the port, that one would answer while ours gives up.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            ensure!(process.is_running(), "anvil ended; its log says:\n{}", process.log_tail());
-        }
-        let chain_id = provider.get_chain_id().await?;
+        let chain_id = ProviderBuilder::new().connect_http(rpc_url.parse()?).get_chain_id().await?;
         Ok(Self { process, rpc_url, chain_id, _scratch: scratch })
     }
 
@@ -91,13 +88,31 @@ impl Anvil {
     }
 }
 
-fn launch(options: &AnvilOptions, log: PathBuf) -> anyhow::Result<Launch> {
+/// Waits until the node answers; returns its URL.
+async fn wait_until_it_listens(process: &mut Process, port: Option<u16>) -> anyhow::Result<String> {
+    let address = match port {
+        Some(port) => {
+            process.wait_until(READY_WITHIN, async |process| listens(process.pid(), port)).await?;
+            format!("127.0.0.1:{port}")
+        }
+        None => {
+            process.wait_until(READY_WITHIN, async |process| listening_on(&process.output()).is_some()).await?;
+            listening_on(&process.output()).context("anvil does not say where it listens")?.to_owned()
+        }
+    };
+    let url = format!("http://{address}");
+    let provider = ProviderBuilder::new().connect_http(url.parse()?);
+    process.wait_until(READY_WITHIN, async |_| provider.get_chain_id().await.is_ok()).await?;
+    Ok(url)
+}
+
+fn launch(options: &AnvilOptions, port: Option<u16>, log: &Path) -> anyhow::Result<Launch> {
     // Port 0: the node binds what is free and says what it got, so there is no race for it. It says so only when not
     // quiet, and then it also logs every request, which a node with a given port must not do for days.
     let mut launch = Launch::new("anvil", foundry("anvil")?, log)
-        .args(["--host", "127.0.0.1", "--port", &options.port.unwrap_or(0).to_string()])
+        .args(["--host", "127.0.0.1", "--port", &port.unwrap_or(0).to_string()])
         .args(&options.args);
-    if options.port.is_some() {
+    if port.is_some() {
         launch = launch.arg("--quiet");
     }
     if let Some(block_time) = options.block_time {

@@ -30,8 +30,10 @@ pub struct MarketOptions {
     pub redis_prefix: String,
     /// Keep what the private servers hold in `dir` across runs; otherwise they start empty.
     pub keep: bool,
-    /// Listen on the ports that people expect where these are free, and run the deployment script itself.
-    pub for_people: bool,
+    /// Listen on the ports that people expect, where these are free; on any free ones otherwise.
+    pub usual_ports: bool,
+    /// Deploy with `scripts/Deploy.s.sol`, as on any chain, rather than from forge's output.
+    pub deploy_by_script: bool,
     /// Seconds between blocks of the private chain; a block a transaction unless given.
     pub block_time: Option<f64>,
     /// What the contracts are deployed with.
@@ -44,13 +46,15 @@ pub struct MarketOptions {
     pub env: Vec<(Service, &'static str, String)>,
 }
 
+/// How often a process is given another port.
+const ATTEMPTS: usize = 5;
+
 /// A running marketplace. Dropping it stops the processes, then the servers.
 #[derive(Debug)]
 pub struct Market {
     // In the order in which they must stop.
     services: BTreeMap<Service, Process>,
-    /// Held for their `Drop`.
-    _servers: (Option<Anvil>, Option<Redis>, Option<Postgres>),
+    servers: (Option<Anvil>, Option<Redis>, Option<Postgres>),
     endpoints: Endpoints,
     deployment: Deployment,
     options: MarketOptions,
@@ -84,12 +88,12 @@ impl Market {
             redis_prefix: options.redis_prefix.clone(),
             rpc_url,
             deployment: deployment.path.clone(),
-            api_url: format!("http://{}", services::bind_address(options.for_people.then_some(3001))?),
+            api_url: format!("http://{}", services::bind_address(options.usual_ports.then_some(3001))?),
             node_dir: dir.join("node"),
-            indexer_metrics: services::bind_address(options.for_people.then_some(9101))?,
-            settler_metrics: services::bind_address(options.for_people.then_some(9102))?,
+            indexer_metrics: services::bind_address(options.usual_ports.then_some(9101))?,
+            settler_metrics: services::bind_address(options.usual_ports.then_some(9102))?,
         };
-        Ok(Self { services: BTreeMap::new(), _servers: (anvil, redis, postgres), endpoints, deployment, options })
+        Ok(Self { services: BTreeMap::new(), servers: (anvil, redis, postgres), endpoints, deployment, options })
     }
 
     /// Starts servers, indexer, API and settler, and waits until the API answers. The node is started by
@@ -105,23 +109,28 @@ impl Market {
         Ok(market)
     }
 
-    /// Starts one process, or starts it again after it ended. For the API, waits until it answers.
+    /// Starts one process, or starts it again after it ended, and waits until it listens; the node, which does not, is
+    /// merely started. Where its port was taken in the meantime, a process that starts for the first time gets another.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When it does not start; with the tail of its log.
     pub async fn start_service(&mut self, service: Service) -> anyhow::Result<()> {
-        match self.services.get_mut(&service) {
-            Some(process) => process.restart()?,
-            None => {
-                let launch = services::launch(service, &self.endpoints, &self.options)?;
-                self.services.insert(service, launch.spawn()?);
+        if let Some(process) = self.services.get_mut(&service) {
+            process.restart()?;
+            return services::wait_ready(process, service, &self.endpoints).await;
+        }
+        for _ in 0..ATTEMPTS {
+            let mut process = services::launch(service, &self.endpoints, &self.options)?.spawn()?;
+            match services::wait_ready(&mut process, service, &self.endpoints).await {
+                Ok(()) => {
+                    self.services.insert(service, process);
+                    return Ok(());
+                }
+                Err(_) if process.output().contains("in use") => self.endpoints.move_service(service)?,
+                Err(error) => return Err(error),
             }
         }
-        let url = format!("{}/", self.endpoints.api_url);
-        match self.services.get_mut(&service) {
-            Some(process) if service == Service::Api => services::wait_http(process, &url).await,
-            _ => Ok(()),
-        }
+        anyhow::bail!("the {} found no free port", service.name())
     }
 
     /// A process that was started.
@@ -212,7 +221,11 @@ impl Market {
 impl Drop for Market {
     fn drop(&mut self) {
         self.stop_services();
-        // The servers drop next.
+        self.servers = (None, None, None);
+        if !self.options.keep {
+            // The next run starts afresh anyway, and these may lie outside of `dir`.
+            paths::remove_tree(&self.options.dir.join("postgres"));
+        }
     }
 }
 
@@ -280,7 +293,7 @@ async fn start_chain(options: &MarketOptions) -> anyhow::Result<(Option<Anvil>, 
     let anvil = Anvil::start(AnvilOptions {
         block_time: options.block_time,
         state: options.keep.then(|| chain.join("state.json")),
-        port: preferred(options, 8545)?,
+        port: options.usual_ports.then_some(8545),
         log: Some(options.dir.join("logs/anvil.log")),
         ..AnvilOptions::default()
     })
@@ -295,7 +308,7 @@ async fn start_postgres(options: &MarketOptions) -> anyhow::Result<(Option<Postg
     }
     let dir = options.dir.join("postgres");
     let is_new = !dir.exists();
-    let server = Postgres::start(&dir, preferred(options, 15432)?).await?;
+    let server = Postgres::start(&dir, options.usual_ports.then_some(15432)).await?;
     let url = if is_new { server.create_database("littoral").await? } else { server.database_url("littoral") };
     Ok((Some(server), url.to_string()))
 }
@@ -306,17 +319,13 @@ async fn start_redis(options: &MarketOptions) -> anyhow::Result<(Option<Redis>, 
     }
     let server = Redis::start(RedisOptions {
         dir: Some(options.dir.join("redis")),
-        port: preferred(options, 16379)?,
+        port: options.usual_ports.then_some(16379),
         persistent: options.keep,
         password: None,
     })
     .await?;
     let url = server.url().to_owned();
     Ok((Some(server), url))
-}
-
-fn preferred(options: &MarketOptions, port: u16) -> anyhow::Result<Option<u16>> {
-    if options.for_people { crate::ports::free_port_or(port).map(Some) } else { Ok(None) }
 }
 
 fn manifest_path(options: &MarketOptions) -> PathBuf {
@@ -340,7 +349,7 @@ async fn reusable(options: &MarketOptions, rpc_url: &str) -> anyhow::Result<Opti
 async fn deploy(options: &MarketOptions, rpc_url: &str) -> anyhow::Result<Deployment> {
     let path = manifest_path(options);
     let deployer = options.keys.deployer;
-    if options.for_people {
+    if options.deploy_by_script {
         Deployment::deploy(rpc_url, deployer, &path, options.params).await
     } else {
         Deployment::deploy_fast(rpc_url, deployer, &path, options.params).await

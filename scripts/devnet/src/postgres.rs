@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use crate::paths::{program, remove_tree, scratch_dir};
-use crate::ports::free_port;
+use crate::ports::free_port_or;
 use crate::process::{Launch, Process, User};
 
 const PACKAGE: &str = "postgresql";
@@ -37,12 +37,13 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server whose data stay in `dir`; a new directory is initialised, with a generated password.
+    /// Starts a server whose data stay in `dir`; a new directory is initialised, with a generated password. It listens on
+    /// the port `preferred`, or on another one where that is taken.
     ///
     /// # Errors
-    /// When PostgreSQL is not installed, `port` is taken, or the server does not come up; with the tail of its log.
-    pub async fn start(dir: &Path, port: Option<u16>) -> anyhow::Result<Self> {
-        Self::launch(dir, port, true).await
+    /// When PostgreSQL is not installed or the server does not come up; with the tail of its log.
+    pub async fn start(dir: &Path, preferred: Option<u16>) -> anyhow::Result<Self> {
+        Self::launch(dir, preferred, true).await
     }
 
     /// Starts a server that forgets everything when dropped. It does not wait for the disk.
@@ -69,11 +70,11 @@ impl Postgres {
         Ok(SHARED.get_or_try_init(Self::temporary).await?.url.clone())
     }
 
-    async fn launch(dir: &Path, port: Option<u16>, durable: bool) -> anyhow::Result<Self> {
+    async fn launch(dir: &Path, preferred: Option<u16>, durable: bool) -> anyhow::Result<Self> {
         let cluster = Cluster::open(dir, durable)?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            let chosen = port.map_or_else(free_port, Ok)?;
+            let chosen = free_port_or(preferred)?;
             let mut process = cluster.launch(chosen, durable)?.spawn()?;
             let pid_file = cluster.data.join("postmaster.pid");
             let ready = async |process: &mut Process| is_ready(&pid_file, process.pid());
@@ -81,10 +82,8 @@ impl Postgres {
                 Ok(()) => {
                     return Ok(Self { process, url: cluster.url(chosen)?, scratch: None });
                 }
-                Err(error) if port.is_some() || !process.output().contains("could not bind") => {
-                    return Err(error);
-                }
-                Err(error) => last = Some(error),
+                Err(error) if process.output().contains("could not bind") => last = Some(error),
+                Err(error) => return Err(error),
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("PostgreSQL was not started")))

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use url::Url;
 
 use crate::paths::{program, scratch_dir};
-use crate::ports::free_port;
+use crate::ports::free_port_or;
 use crate::process::{Launch, Process};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ const ATTEMPTS: usize = 10;
 pub struct RedisOptions {
     /// Where data and log lie; a directory that vanishes with the server unless given.
     pub dir: Option<PathBuf>,
-    /// The port; any free one unless given.
+    /// The port to take if it is free; any free one otherwise.
     pub port: Option<u16>,
     /// Whether writes are kept across restarts, by an append-only file.
     pub persistent: bool,
@@ -43,7 +43,7 @@ impl Redis {
     /// Starts a server.
     ///
     /// # Errors
-    /// When Redis is not installed, the port asked for is taken, or the server does not come up; with its log's tail.
+    /// When Redis is not installed or the server does not come up; with its log's tail.
     pub async fn start(options: RedisOptions) -> anyhow::Result<Self> {
         let scratch = if options.dir.is_none() { Some(scratch_dir("redis")?) } else { None };
         let dir = match (&options.dir, &scratch) {
@@ -54,7 +54,7 @@ impl Redis {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            let port = options.port.map_or_else(free_port, Ok)?;
+            let port = free_port_or(options.port)?;
             let config = write_config(&dir, port, &options)?;
             let launch = Launch::new("redis-server", program("redis-server", "redis-server")?, dir.join("redis.log"));
             let mut process = launch.arg(config).spawn()?;
@@ -65,10 +65,8 @@ impl Redis {
                     let url = url(port, options.password.as_deref())?;
                     return Ok(Self { process, url, _scratch: scratch });
                 }
-                Err(error) if options.port.is_some() || !process.output().contains("bind") => {
-                    return Err(error);
-                }
-                Err(error) => last = Some(error),
+                Err(error) if process.output().contains("in use") => last = Some(error),
+                Err(error) => return Err(error),
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("Redis was not started")))

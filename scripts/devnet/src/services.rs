@@ -61,6 +61,31 @@ pub struct Endpoints {
     pub settler_metrics: String,
 }
 
+impl Endpoints {
+    /// The port that a process listens on, if it does.
+    pub(crate) fn port_of(&self, service: Service) -> Option<u16> {
+        let address = match service {
+            Service::Indexer => &self.indexer_metrics,
+            Service::Api => &self.api_url,
+            Service::Settler => &self.settler_metrics,
+            Service::Node => return None,
+        };
+        address.rsplit(':').next()?.parse().ok()
+    }
+
+    /// Gives a process another port.
+    pub(crate) fn move_service(&mut self, service: Service) -> anyhow::Result<()> {
+        let address = bind_address(None)?;
+        match service {
+            Service::Indexer => self.indexer_metrics = address,
+            Service::Api => self.api_url = format!("http://{address}"),
+            Service::Settler => self.settler_metrics = address,
+            Service::Node => {}
+        }
+        Ok(())
+    }
+}
+
 /// Who does what on the chain.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys {
@@ -168,17 +193,19 @@ pub fn actor_env(at: &Endpoints, key: DevKey) -> [(&'static str, String); 5] {
 
 /// An address on 127.0.0.1 for a server to bind.
 pub(crate) fn bind_address(preferred: Option<u16>) -> anyhow::Result<String> {
-    let port = preferred.map_or_else(ports::free_port, ports::free_port_or)?;
-    Ok(format!("127.0.0.1:{port}"))
+    Ok(format!("127.0.0.1:{}", ports::free_port_or(preferred)?))
 }
 
-/// Waits until `GET url` is answered with success.
-pub(crate) async fn wait_http(process: &mut Process, url: &str) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
-    process
-        .wait_until(READY_WITHIN, async |_| {
-            client.get(url).send().await.is_ok_and(|answer| answer.status().is_success())
-        })
-        .await
-        .with_context(|| format!("waiting for {url}"))
+/// Waits until the process itself listens where it should, and the API also answers.
+pub(crate) async fn wait_ready(process: &mut Process, service: Service, at: &Endpoints) -> anyhow::Result<()> {
+    if let Some(port) = at.port_of(service) {
+        process.wait_until(READY_WITHIN, async |process| ports::listens(process.pid(), port)).await?;
+    }
+    if service == Service::Api {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
+        let url = format!("{}/", at.api_url);
+        let answers = async |_: &mut Process| client.get(&url).send().await.is_ok_and(|got| got.status().is_success());
+        process.wait_until(READY_WITHIN, answers).await.with_context(|| format!("waiting for {url}"))?;
+    }
+    Ok(())
 }

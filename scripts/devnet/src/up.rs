@@ -41,6 +41,10 @@ pub struct Up {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
+    /// Listen on any free ports instead of the usual ones (API 3001, chain 8545), which are used where they are free
+    #[arg(long)]
+    free_ports: bool,
+
     /// Keep chain, database and Redis across runs, instead of starting afresh
     #[arg(long)]
     keep: bool,
@@ -182,7 +186,8 @@ impl Up {
             redis_prefix: self.redis_prefix.clone(),
             // A database that outlives this run remembers the chain it indexed.
             keep: self.keep || self.database_url.is_some(),
-            for_people: true,
+            usual_ports: !self.free_ports,
+            deploy_by_script: true,
             block_time: self.block_time,
             params: devnet::DeployParams::default(),
             keys: self.keys.keys(),

@@ -13,7 +13,7 @@ const WITHIN: Duration = Duration::from_secs(120);
 
 fn up(dir: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-devnet"));
-    command.arg("up").arg("--dir").arg(dir).args(more);
+    command.args(["up", "--dir"]).arg(dir).args(more);
     for name in ["DATABASE_URL", "REDIS_URL", "RPC_URL", "LITTORAL_DEPLOYMENT"] {
         command.env_remove(name);
     }
@@ -33,7 +33,8 @@ async fn once_pays_a_job_in_a_token_and_ends() {
     let file = dir.path().join("file");
     std::fs::write(&file, "some file").unwrap();
     let file = file.to_str().unwrap();
-    let output = up(&state, &["--once", "--token", "TEST", "--price", "123", file]).output().await.unwrap();
+    let output =
+        up(&state, &["--free-ports", "--once", "--token", "TEST", "--price", "123", file]).output().await.unwrap();
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}\n{errors}");
     for step in ["node registers", "requester deposits", "settler pays the node", "node withdraws"] {
@@ -45,9 +46,37 @@ async fn once_pays_a_job_in_a_token_and_ends() {
 }
 
 #[tokio::test]
+async fn two_on_one_machine_at_once_do_not_meet() {
+    let ((_one, first), (_two, second)) = (scratch(), scratch());
+    // Both want the usual ports, at the same time.
+    let (first, second) = tokio::join!(up(&first, &["--once"]).output(), up(&second, &["--once"]).output());
+    for output in [first.unwrap(), second.unwrap()] {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_is_used_by_the_next_run() {
+    let (_dir, state) = scratch();
+    let first = up(&state, &["--free-ports", "--keep", "--once"]).output().await.unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    let manifest = std::fs::read(state.join("deployment/manifest.json")).unwrap();
+    let second = up(&state, &["--free-ports", "--keep", "--once"]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&second.stdout);
+    assert!(second.status.success(), "{said}{}", String::from_utf8_lossy(&second.stderr));
+    assert!(!said.contains("node registers"), "the node is registered already:\n{said}");
+    assert_eq!(std::fs::read(state.join("deployment/manifest.json")).unwrap(), manifest, "deployed once");
+    // Half of each deposit is left, of the first one from the start.
+    let left = said.lines().find(|line| line.contains("requester, deposit")).unwrap();
+    let left: Vec<&str> = left.split(['│', '┆']).map(str::trim).collect();
+    assert_eq!(left[2..5], ["0.01", "0.02", "+0.01"], "{said}");
+    devnet::paths::remove_tree(&state.join("postgres"));
+}
+
+#[tokio::test]
 async fn once_ends_with_the_reason_when_the_job_is_not_paid() {
     let (_dir, state) = scratch();
-    let output = up(&state, &["--once", "--within", "0"]).output().await.unwrap();
+    let output = up(&state, &["--free-ports", "--once", "--within", "0"]).output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("was not paid within 0 s"), "{errors}");
@@ -101,7 +130,7 @@ async fn interrupt(mut child: Child) -> std::process::ExitStatus {
 #[tokio::test]
 async fn a_process_that_dies_is_started_again_and_ctrl_c_stops_everything() {
     let (_dir, state) = scratch();
-    let mut child = up(&state, &[]).spawn().unwrap();
+    let mut child = up(&state, &["--free-ports"]).spawn().unwrap();
     let pid = child.id().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     line_with(&mut lines, "It stays up until Ctrl-C").await;
@@ -118,12 +147,11 @@ async fn a_process_that_dies_is_started_again_and_ctrl_c_stops_everything() {
     until("both are back", async || children(pid, "littoral-api").len() == 2).await;
     assert!(children(pid, "littoral-api").iter().all(|process| !killed.contains(process)));
 
-    let second = up(&state, &[]).output().await.unwrap();
+    let second = up(&state, &["--free-ports"]).output().await.unwrap();
     assert!(String::from_utf8_lossy(&second.stderr).contains("already running"));
 
     assert!(interrupt(child).await.success());
     assert!(!answers(&api).await);
-    let data = state.join("postgres/data/postmaster.pid");
-    assert!(!data.exists(), "Postgres was shut down in order");
-    devnet::paths::remove_tree(&state.join("postgres"));
+    assert!(!state.join("postgres").exists(), "what the next run would not use is gone");
+    assert!(state.join("logs/api.log").exists(), "what it logged is not");
 }
