@@ -7,6 +7,7 @@ mod support;
 use alloy::primitives::{Address, B256, U256};
 use alloy::providers::Provider;
 use alloy::providers::ext::AnvilApi;
+use devnet::AnvilOptions;
 use littoral_indexer::follower::{FollowError, Remedy, SETTLED_DISTANCE};
 use market::abi::{IJobEscrow, Order};
 use market::db::chain::HEADERS_KEPT;
@@ -251,7 +252,9 @@ async fn settled_blocks_are_read_by_range_with_the_same_outcome() {
 #[tokio::test]
 async fn another_chain_with_the_same_id_is_refused() {
     let (_chain, index) = prepared().await;
-    let other = Chain::start().await;
+    // Two chains that begin in the same second are the same chain as far as they go.
+    let begun = vec!["--timestamp".to_owned(), "1700000000".to_owned()];
+    let other = Chain::start_with(AnvilOptions { args: begun, ..AnvilOptions::default() }).await;
     other.mine(30).await;
     let mut strayed = index.pointed_at(&other).await.unwrap();
     let error = strayed.advance().await.unwrap_err();

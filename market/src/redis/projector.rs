@@ -60,6 +60,9 @@ impl Projector {
             }
             let rows = outbox::next(&mut tx, self.source, BATCH).await?;
             if rows.is_empty() {
+                // Not left to the drop, which gives the lock back some time later: a row that comes meanwhile would wait
+                // for the next tick.
+                tx.rollback().await?;
                 return Ok(applied);
             }
             let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
