@@ -5,6 +5,7 @@
 //! sends, after looking at the chain. The escrow opens a job once, whatever is sent how often.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256};
 use anyhow::Context as _;
@@ -14,7 +15,7 @@ use market::{ContentId, typed_data};
 use serde_json::{Map, Value, json};
 
 use super::account::{checked_amount, checksum, transaction};
-use crate::api::{Api, ApiError, SubmitRequest, Submitted, blobs};
+use crate::api::{Api, SubmitRequest, Submitted, blobs};
 use crate::args::SubmitArgs;
 use crate::chain::{Chain, Mined, Wallet};
 use crate::context::{Context, resolve_node, token_address, token_name, verified_job};
@@ -24,6 +25,9 @@ use crate::output::fields;
 
 /// Window of an order that names no node, in seconds, unless told otherwise.
 const OPEN_ORDER_WINDOW: u32 = 3600;
+/// How long the API may take to hear of a deposit that is on the chain.
+const INDEXED_WITHIN: Duration = Duration::from_secs(60);
+const INDEXED_POLL: Duration = Duration::from_millis(250);
 
 /// Stores, announces and opens.
 pub async fn submit(context: &Context, args: &SubmitArgs) -> anyhow::Result<()> {
@@ -37,7 +41,7 @@ pub async fn submit(context: &Context, args: &SubmitArgs) -> anyhow::Result<()> 
     order.specHash = typed_data::spec_hash(&spec);
     let job_id = identify(&wallet.chain, &order).await?;
 
-    announce(&api, &order, &spec, args.priority, job_id).await?;
+    announce(context, &api, &order, &spec, args.priority, job_id).await?;
     context.out.note(&format!("Announced job {job_id}; if this is interrupted: littoral open {job_id}"));
     let mined = send_open(context, &wallet, job_id, &order, &spec).await?;
     report(context, job_id, &order, &spec, Some(&mined))
@@ -160,7 +164,10 @@ async fn identify(chain: &Chain, order: &Order) -> anyhow::Result<B256> {
     Ok(ours)
 }
 
+/// Tells the API of the order. The chain has just said that the money is there (`check_funds`); that the API does not know
+/// it yet means that the indexer has not come to the deposit's block.
 async fn announce(
+    context: &Context,
     api: &Api,
     order: &Order,
     spec: &JobSpec,
@@ -168,9 +175,19 @@ async fn announce(
     job_id: B256,
 ) -> Result<(), anyhow::Error> {
     let body = SubmitRequest { order: OrderJson::from(order), spec: SpecJson::from(spec), priority };
-    let answer: Result<Submitted, ApiError> =
-        api.post_once("lit-compute/jobs/submit", &body, &job_id.to_string()).await;
-    let submitted = answer?;
+    let started = Instant::now();
+    let mut is_noted = false;
+    let submitted: Submitted = loop {
+        match api.post_once("lit-compute/jobs/submit", &body, &job_id.to_string()).await {
+            Err(error) if error.code() == "price_above_deposit" && started.elapsed() < INDEXED_WITHIN => {
+                if !std::mem::replace(&mut is_noted, true) {
+                    context.out.note("The API has not seen your deposit yet; waiting for it");
+                }
+                tokio::time::sleep(INDEXED_POLL).await;
+            }
+            answer => break answer?,
+        }
+    };
     if submitted.job_id != job_id {
         return Err(Failure::Unverified(format!("the API calls job {job_id} {}", submitted.job_id)).into());
     }

@@ -1,7 +1,11 @@
 //! Jobs of all kinds, from the deposit to the withdrawal.
 
+use std::time::Duration;
+
 use alloy::primitives::{Address, B256, U256};
+use devnet::Service;
 use rand::RngCore;
+use rustix::process::Signal;
 
 use crate::stage::{PRICE, Stage};
 
@@ -95,4 +99,24 @@ async fn jobs_are_paid_in_tokens_and_open_orders_after_their_window() {
     let window = paid.block_timestamp.unwrap() - submitted[0].block_timestamp.unwrap();
     assert!(window >= 2, "paid {window} s after the result, before the window's end");
     assert_eq!(stage.chain.holdings(node, Address::ZERO).await.unwrap().earned, U256::from(PRICE));
+}
+
+#[tokio::test]
+async fn a_job_submitted_right_after_its_deposit_waits_until_that_is_indexed() {
+    let mut stage = Stage::new().await;
+    let known = stage.known_jobs().await;
+    let price = (U256::from(PRICE) * U256::from(1000)).to_string();
+    stage.market.process(Service::Indexer).unwrap().signal(Signal::STOP).unwrap();
+    stage.requester.run(["deposit", &price]).await.unwrap();
+    let (file, node) = (stage.file("input", b"in a hurry"), stage.node().to_string());
+    let args = ["submit", file.to_str().unwrap(), "--op", "command", "--price", &price, "--node", &node];
+    let args = args.map(str::to_owned);
+    let requester = stage.requester.clone();
+    let submission = tokio::spawn(async move { requester.run(args).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!submission.is_finished(), "it is not refused for what the API cannot know yet");
+    assert_eq!(stage.known_jobs().await, known, "nor announced");
+    stage.market.process(Service::Indexer).unwrap().signal(Signal::CONT).unwrap();
+    let job = submission.await.unwrap().unwrap().text("jobId").unwrap().parse().unwrap();
+    stage.assert_paid_once(job).await;
 }
