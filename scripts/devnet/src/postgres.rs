@@ -20,6 +20,9 @@ use crate::process::{Launch, Process, User};
 
 const PACKAGE: &str = "postgresql";
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Where data go that their server could not reach in the project, and the file in there that says whose they are.
+const ELSEWHERE: &str = "/var/tmp";
+const WHOSE: &str = "directory";
 /// How often another port is tried when the one that was free has been taken meanwhile.
 const ATTEMPTS: usize = 10;
 /// Names the server that a whole test run shares (`scripts/test` starts it).
@@ -252,16 +255,30 @@ fn may_enter(dir: &Path, user: User) -> bool {
     })
 }
 
-/// A directory of ours in `/var/tmp`, always the same one for the same `dir`.
+/// A directory of ours in `/var/tmp`, always the same one for the same `dir`, which is named in it: once `dir` is gone, the
+/// next server that needs such a directory removes this one.
 fn elsewhere(dir: &Path) -> anyhow::Result<PathBuf> {
     let hash = alloy::primitives::keccak256(dir.as_os_str().as_encoded_bytes());
-    let home = Path::new("/var/tmp").join(format!("littoral-{}", hex::encode(&hash[..8])));
+    let home = Path::new(ELSEWHERE).join(format!("littoral-{}", hex::encode(&hash[..8])));
     fs::DirBuilder::new().recursive(true).mode(0o755).create(&home)?;
-    let meta = fs::symlink_metadata(&home)?;
-    if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
+    if !is_ours(&home) {
         bail!("{} exists and is not ours: remove it", home.display());
     }
+    fs::write(home.join(WHOSE), dir.as_os_str().as_encoded_bytes())?;
+    for entry in fs::read_dir(ELSEWHERE).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let whose = fs::read(path.join(WHOSE)).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let is_left = whose.is_some_and(|whose| whose.starts_with('/') && !Path::new(&whose).exists());
+        if is_left && is_ours(&path) && entry.file_name().as_encoded_bytes().starts_with(b"littoral-") {
+            fs::remove_dir_all(&path).ok();
+        }
+    }
     Ok(home)
+}
+
+/// Whether it is a directory, not a link to one, and belongs to us.
+fn is_ours(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == geteuid().as_raw())
 }
 
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use alloy::providers::{Provider, ProviderBuilder};
@@ -68,8 +69,9 @@ async fn postgres_recovers_from_a_kill_and_leaves_a_port_in_use_alone() {
 
 #[tokio::test]
 async fn postgres_runs_where_its_own_user_may_not_enter() {
-    // Mode 0700, ours: as in a clone under /root.
-    let dir = tempfile::tempdir().unwrap();
+    // Ours alone, as in a clone under /root.
+    let private = || tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap();
+    let dir = private();
     let server = Postgres::start(dir.path(), None).await.unwrap();
     let url = server.create_database("kept").await.unwrap();
     drop(server);
@@ -77,9 +79,15 @@ async fn postgres_runs_where_its_own_user_may_not_enter() {
     assert_eq!(psql(again.database_url("kept").as_str(), "select 1").await.unwrap(), "1");
     assert_eq!(url.password(), again.url().password());
     drop(again);
+    // Without its directory, nobody needs the data that lie elsewhere for it: the next such server removes them.
     let data = dir.path().join("data").canonicalize().unwrap();
-    devnet::paths::remove_tree(dir.path());
+    let lies_elsewhere = !data.starts_with(dir.path());
+    drop(dir);
+    let next = private();
+    drop(Postgres::start(next.path(), None).await.unwrap());
     assert!(!data.exists(), "{} is left behind", data.display());
+    assert_eq!(lies_elsewhere, rustix::process::geteuid().is_root());
+    devnet::paths::remove_tree(next.path());
 }
 
 #[tokio::test]
