@@ -16,6 +16,7 @@ import {TestToken} from "../contracts/test/mocks/TestToken.sol";
 /// from the project's root. Parameters come from the environment:
 /// - `MIN_STAKE`: wei a node must have staked to be given open orders; 1 ether.
 /// - `UNBONDING_PERIOD`, `THAW_PERIOD`: seconds; 7 days and 1 hour.
+/// - `OWNER`: the contracts' first owner; the account that deploys.
 /// - `LITTORAL_DEPLOYMENT`: where the manifest goes; `.littoral/deployments/<chainid>.json`. Any path under `.littoral`,
 ///   absolute or relative to the project's root, works, and its folders are created. `foundry.toml` allows no other.
 ///
@@ -44,13 +45,15 @@ contract Deploy is Script {
         uint256 unbondingPeriod = _param("UNBONDING_PERIOD", 7 days, MAX_PERIOD);
         uint256 thawPeriod = _param("THAW_PERIOD", 1 hours, MAX_PERIOD);
 
+        address owner = vm.envOr("OWNER", msg.sender);
+
         // Read before anything is sent: the indexer must not start behind the first event.
         deployment.deployBlock = vm.getBlockNumber();
         vm.startBroadcast();
         // forge-lint: disable-start(unsafe-typecast)
         // `_param` has checked the ranges.
         deployment.registry = new NodeRegistry(uint128(minStake), uint64(unbondingPeriod));
-        deployment.escrow = new JobEscrow(address(deployment.registry), uint64(thawPeriod));
+        deployment.escrow = new JobEscrow(address(deployment.registry), uint64(thawPeriod), owner);
         // forge-lint: disable-end(unsafe-typecast)
         if (block.chainid == LOCAL_CHAIN_ID) deployment.testToken = address(new TestToken());
         vm.stopBroadcast();
@@ -95,7 +98,11 @@ contract Deploy is Script {
     }
 
     function _escrowParams(JobEscrow escrow) private view returns (string memory) {
-        return _field("thawPeriod", vm.toString(escrow.thawPeriod()));
+        return string.concat(
+            _field("thawPeriod", vm.toString(escrow.thawPeriod())),
+            ", ",
+            _field("owner", _quoted(vm.toString(escrow.owner())))
+        );
     }
 
     function _registryParams(NodeRegistry registry) private view returns (string memory) {

@@ -4,7 +4,16 @@ pragma solidity ^0.8.37;
 import {Test} from "forge-std/Test.sol";
 import {Vm} from "forge-std/Vm.sol";
 
-import {IJobEscrow, JobSpec, JobState, Order, Result, SkipReason} from "../src/interfaces/IJobEscrow.sol";
+import {
+    IJobEscrow,
+    JobSpec,
+    JobState,
+    KeyVoucher,
+    Order,
+    Result,
+    SignedVoucher,
+    SkipReason
+} from "../src/interfaces/IJobEscrow.sol";
 import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 import {TestToken} from "./mocks/TestToken.sol";
 
@@ -33,6 +42,7 @@ abstract contract Base is Test {
     Vm.Wallet internal assigner;
     /// @dev Whoever sends batches; has no role in the contracts.
     address internal settler = makeAddr("settler");
+    address internal owner = makeAddr("owner");
 
     function setUp() public virtual {
         vm.warp(NOW);
@@ -53,7 +63,7 @@ abstract contract Base is Test {
     }
 
     function _deployEscrow(address registry_) internal returns (IJobEscrow) {
-        return IJobEscrow(_deploy("JobEscrow", abi.encode(registry_, THAW_PERIOD)));
+        return IJobEscrow(_deploy("JobEscrow", abi.encode(registry_, THAW_PERIOD, owner)));
     }
 
     // ── Nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,6 +191,95 @@ abstract contract Base is Test {
         return _result(order, node, PRICE);
     }
 
+    // ── The signed rail ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    function _deposit(uint256 amount) internal {
+        vm.prank(requester.addr);
+        escrow.deposit{value: amount}(NATIVE, amount);
+    }
+
+    /// @dev Names its node, has no window, costs at most `maxPrice`.
+    function _signedOrder(uint64 nonce, uint128 maxPrice) internal view returns (Order memory order) {
+        order = _order();
+        order.nonce = nonce;
+        order.maxPrice = maxPrice;
+    }
+
+    function _signedResult(Order memory order, uint128 price) internal view returns (Result memory result) {
+        result = _result(order, node, price);
+        result.orderSignature = _sign(requester, escrow.jobIdOf(order));
+    }
+
+    function _settleAlone(uint64 nonce, uint128 price) internal returns (Order memory order) {
+        order = _signedOrder(nonce, price);
+        _submit(_signedResult(order, price));
+    }
+
+    function _voucherDigest(address from, address to, address token_, uint128 cumulative, uint64 coveredNonce)
+        internal
+        view
+        returns (bytes32)
+    {
+        bytes32 typeHash = keccak256(
+            "Voucher(address requester,address node,address token,uint128 cumulative,uint64 coveredNonce)"
+        );
+        return _digest(keccak256(abi.encode(typeHash, from, to, token_, cumulative, coveredNonce)));
+    }
+
+    /// @dev Of the usual requester for the usual node, signed by `by`.
+    function _keyVoucher(Vm.Wallet memory by, uint128 cumulative, uint64 coveredNonce)
+        internal
+        view
+        returns (KeyVoucher[] memory vouchers)
+    {
+        vouchers = new KeyVoucher[](1);
+        bytes32 digest = _voucherDigest(requester.addr, node.addr, NATIVE, cumulative, coveredNonce);
+        (bytes32 r, bytes32 vs) = vm.signCompact(by.privateKey, digest);
+        vouchers[0] = KeyVoucher(requester.addr, cumulative, coveredNonce, r, vs);
+    }
+
+    function _redeemBy(Vm.Wallet memory by, uint128 cumulative, uint64 coveredNonce) internal {
+        KeyVoucher[] memory vouchers = _keyVoucher(by, cumulative, coveredNonce);
+        vm.prank(node.addr);
+        escrow.redeem(node.addr, NATIVE, vouchers);
+    }
+
+    function _redeem(uint128 cumulative, uint64 coveredNonce) internal {
+        _redeemBy(requester, cumulative, coveredNonce);
+    }
+
+    function _signedVoucher(uint128 cumulative, uint64 coveredNonce, Order[] memory above)
+        internal
+        view
+        returns (SignedVoucher[] memory vouchers)
+    {
+        vouchers = new SignedVoucher[](1);
+        bytes32 digest = _voucherDigest(requester.addr, node.addr, NATIVE, cumulative, coveredNonce);
+        vouchers[0] = SignedVoucher(requester.addr, cumulative, coveredNonce, _sign(requester, digest), above);
+    }
+
+    function _redeemAbove(uint128 cumulative, uint64 coveredNonce, Order[] memory above) internal {
+        SignedVoucher[] memory vouchers = _signedVoucher(cumulative, coveredNonce, above);
+        vm.prank(node.addr);
+        escrow.redeemSigned(node.addr, NATIVE, vouchers);
+    }
+
+    function _redeemSkipped(Vm.Wallet memory by, uint128 cumulative, uint64 coveredNonce, SkipReason reason) internal {
+        vm.expectEmit(address(escrow));
+        emit IJobEscrow.VoucherSkipped(requester.addr, node.addr, NATIVE, cumulative, reason);
+        vm.record();
+        _redeemBy(by, cumulative, coveredNonce);
+        _assertNothingWritten();
+    }
+
+    function _assertChannel(uint256 claimed, uint64 coveredNonce, uint256 reserved) internal view {
+        (uint256 actualClaimed, uint64 actualNonce) = escrow.channel(requester.addr, node.addr, NATIVE);
+        (uint256 actualReserved,,) = escrow.reservation(requester.addr, node.addr, NATIVE);
+        assertEq(actualClaimed, claimed, "claimed");
+        assertEq(actualNonce, coveredNonce, "coveredNonce");
+        assertEq(actualReserved, reserved, "reserved");
+    }
+
     // ── Batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     function _batch(Result memory result) internal pure returns (Result[] memory results) {
@@ -241,15 +340,15 @@ abstract contract Base is Test {
 
     // ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    function _free(address owner, address token_) internal view returns (uint256 free) {
-        (free,,) = escrow.account(owner, token_);
+    function _free(address account, address token_) internal view returns (uint256 free) {
+        (free,,) = escrow.account(account, token_);
     }
 
-    function _assertAccount(address owner, address token_, uint256 free, uint256 thawing, uint256 thawEnd)
+    function _assertAccount(address account, address token_, uint256 free, uint256 thawing, uint256 thawEnd)
         internal
         view
     {
-        (uint128 actualFree, uint128 actualThawing, uint64 actualEnd) = escrow.account(owner, token_);
+        (uint128 actualFree, uint128 actualThawing, uint64 actualEnd) = escrow.account(account, token_);
         assertEq(actualFree, free, "free");
         assertEq(actualThawing, thawing, "thawing");
         assertEq(actualEnd, thawEnd, "thawEnd");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
+import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {Test} from "forge-std/Test.sol";
 
 import {IJobEscrow} from "../src/interfaces/IJobEscrow.sol";
@@ -24,6 +25,8 @@ interface IDeploy {
 contract DeployTest is Test {
     string internal constant PATH = ".littoral/forge-test/deeper/manifest.json";
 
+    address internal constant OWNER = address(0xbeef);
+
     IDeploy internal script;
     string internal json;
 
@@ -34,6 +37,7 @@ contract DeployTest is Test {
         vm.setEnv("MIN_STAKE", "5000000000000000001");
         vm.setEnv("UNBONDING_PERIOD", "20");
         vm.setEnv("THAW_PERIOD", "10");
+        vm.setEnv("OWNER", vm.toString(OWNER));
         vm.roll(77);
 
         IDeploy.Deployment memory local = _run();
@@ -66,6 +70,8 @@ contract DeployTest is Test {
         assertEq(vm.parseJsonAddress(json, ".registry"), address(registry));
         assertEq(vm.parseJsonUint(json, ".deployBlock"), 77);
         assertEq(vm.parseJsonUint(json, ".escrowParams.thawPeriod"), 10);
+        assertEq(vm.parseJsonAddress(json, ".escrowParams.owner"), OWNER);
+        assertEq(Ownable(address(escrow)).owner(), OWNER);
         assertEq(vm.parseJsonString(json, ".registryParams.minStake"), "5000000000000000001");
         assertEq(vm.parseJsonUint(json, ".registryParams.unbondingPeriod"), 20);
     }

@@ -3,7 +3,7 @@ pragma solidity ^0.8.37;
 
 import {Vm} from "forge-std/Vm.sol";
 
-import {JobSpec, Order, Result} from "../src/interfaces/IJobEscrow.sol";
+import {JobSpec, KeyVoucher, Order, Result} from "../src/interfaces/IJobEscrow.sol";
 import {Base} from "./Base.sol";
 
 /// @notice What everything costs, as transactions of their own: intrinsic gas and cold storage included, refunds taken off.
@@ -193,6 +193,79 @@ contract GasTest is Base {
         vm.prank(settler);
         escrow.submitResults(results);
         _snapshotBatch("submitResults all skipped", 32);
+    }
+
+    // ── Signed orders and vouchers ──────────────────────────────────────────────────────────────────────────────────
+
+    function _requesterOf(uint256 i) internal returns (Vm.Wallet memory wallet) {
+        wallet.privateKey = uint256(keccak256(abi.encode("requester", i)));
+        wallet.addr = vm.addr(wallet.privateKey);
+        vm.deal(wallet.addr, 1000 ether);
+    }
+
+    /// @dev Vouchers of distinct requesters who have paid the node by voucher before.
+    function _redeemMany(string memory name, uint256 n, bool reserved) internal returns (uint256 perItem) {
+        Vm.Wallet memory usual = requester;
+        KeyVoucher[] memory vouchers = new KeyVoucher[](n);
+        for (uint256 i = 0; i < n; ++i) {
+            requester = _requesterOf(i);
+            _deposit(10 ether);
+            if (reserved) {
+                vm.prank(requester.addr);
+                escrow.reserve(node.addr, NATIVE, 5 ether);
+            }
+            _redeem(1 ether, 1000);
+            vouchers[i] = _keyVoucher(requester, 2.3 ether, 2000)[0];
+        }
+        requester = usual;
+        vm.prank(node.addr);
+        escrow.redeem(node.addr, NATIVE, vouchers);
+        perItem = _snapshotBatch(string.concat("redeem ", name), n);
+        assertEq(escrow.earned(node.addr, NATIVE), PRICE + n * 2.3 ether);
+    }
+
+    function test_RedeemFromFreeFunds() external {
+        _redeemMany("from free funds", 1, false);
+    }
+
+    function test_RedeemFromFreeFundsBatchOf32() external {
+        _redeemMany("from free funds", 32, false);
+    }
+
+    function test_RedeemFromFreeFundsBatchOf128() external {
+        assertLt(_redeemMany("from free funds", 128, false), 19_306);
+    }
+
+    function test_RedeemFromReservations() external {
+        _redeemMany("from reservations", 1, true);
+    }
+
+    function test_RedeemFromReservationsBatchOf128() external {
+        assertLt(_redeemMany("from reservations", 128, true), 14_000);
+    }
+
+    function _settleSigned(uint256 n) internal {
+        Vm.Wallet memory usual = requester;
+        Result[] memory results = new Result[](n);
+        for (uint256 i = 0; i < n; ++i) {
+            requester = _requesterOf(i);
+            _deposit(10 ether);
+            _settleAlone(1, 1 ether);
+            results[i] = _signedResult(_signedOrder(2, 2 ether), 1 ether);
+        }
+        requester = usual;
+        vm.prank(settler);
+        escrow.submitResults(results);
+        _snapshotBatch("submitResults signed order", n);
+        assertEq(escrow.earned(node.addr, NATIVE), PRICE + n * 2 ether);
+    }
+
+    function test_SettleSigned() external {
+        _settleSigned(1);
+    }
+
+    function test_SettleSignedBatchOf32() external {
+        _settleSigned(32);
     }
 
     // ── Nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ contract TypedDataTest is Test {
         json = vm.readFile("contracts/test/vectors/typed_data.json");
         vm.chainId(vm.parseJsonUint(json, ".domain.chainId"));
         address where = vm.parseJsonAddress(json, ".domain.verifyingContract");
-        deployCodeTo("JobEscrow.sol:JobEscrow", abi.encode(address(1), uint64(1 hours)), where);
+        deployCodeTo("JobEscrow.sol:JobEscrow", abi.encode(address(1), uint64(1 hours), address(2)), where);
         escrow = IJobEscrow(where);
     }
 

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.37;
+
+import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+
+import {IJobEscrow, JobState, Order} from "./interfaces/IJobEscrow.sol";
+import {TypedData} from "./TypedData.sol";
+
+/// @title The escrow's storage, and the movements of money that its parts share
+abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGuardTransient {
+    using TypedData for Order;
+
+    struct Account {
+        // slot 0
+        uint128 free;
+        uint128 thawing;
+        // slot 1
+        uint64 thawEnd;
+    }
+
+    struct Channel {
+        // slot 0: all that redeeming a voucher touches. Amounts of a channel end at 2^96 - 1, some 79 billion coins of 18
+        // decimals; the price of an order does not.
+        uint96 claimed;
+        uint96 reserved;
+        uint64 coveredNonce;
+        // slot 1
+        uint96 thawing;
+        uint64 thawEnd;
+    }
+
+    struct Job {
+        // slot 0
+        JobState state;
+        /// Settled by the order's signature, from the channel, and not opened on-chain.
+        bool signed;
+        uint48 nodeNumber;
+        /// Before a result: when the order is cancelled, or zero. With one: when the time to challenge or decide it ends.
+        uint64 timer;
+        /// What is locked; once a signed order has ended, what the node was paid for it.
+        uint128 amount;
+        // slot 1: set only while a result is waiting
+        bytes32 resultHash;
+    }
+
+    struct Session {
+        // slot 0
+        uint128 left;
+        uint64 expiry;
+    }
+
+    /// @notice Highest fee in basis points.
+    uint16 public constant MAX_FEE_BPS = 500;
+    uint256 internal constant BPS = 10_000;
+
+    /// @inheritdoc IJobEscrow
+    address public immutable override registry;
+    /// @inheritdoc IJobEscrow
+    uint64 public immutable override thawPeriod;
+
+    // Slot 1, behind the pending owner.
+    /// @inheritdoc IJobEscrow
+    uint16 public override feeBps;
+    /// @inheritdoc IJobEscrow
+    bool public override paused;
+
+    mapping(address token => mapping(address owner => Account)) internal _accounts;
+    mapping(bytes32 jobId => Job) internal _jobs;
+    mapping(address node => mapping(address token => mapping(address requester => Channel))) internal _channels;
+    mapping(address requester => mapping(address token => mapping(address key => Session))) internal _sessions;
+    /// @inheritdoc IJobEscrow
+    mapping(address node => mapping(address settler => bool)) public override isSettler;
+    /// @inheritdoc IJobEscrow
+    mapping(address node => mapping(address token => uint256)) public override earned;
+    /// @inheritdoc IJobEscrow
+    mapping(address token => uint256) public override fees;
+
+    constructor(address registry_, uint64 thawPeriod_, address owner_) EIP712("Littoral", "1") Ownable(owner_) {
+        require(registry_ != address(0), ZeroAddress());
+        registry = registry_;
+        thawPeriod = thawPeriod_;
+    }
+
+    modifier whenNotPaused() {
+        require(!paused, Paused());
+        _;
+    }
+
+    /// @inheritdoc IJobEscrow
+    function jobIdOf(Order calldata order) public view override returns (bytes32) {
+        return _hashTypedDataV4(order.hash());
+    }
+
+    /// @dev When a notice given now is over.
+    function _noticeEnd() internal view returns (uint64) {
+        return uint64(block.timestamp) + thawPeriod;
+    }
+
+    /// @dev Takes `amount` of an account, free funds first, or all if there is less.
+    function _draw(Account storage acc, uint256 amount)
+        internal
+        returns (uint256 drawn, uint256 free, uint256 thawing)
+    {
+        (free, thawing) = (acc.free, acc.thawing);
+        if (amount <= free) {
+            drawn = amount;
+            free -= amount;
+        } else {
+            uint256 more = amount - free;
+            if (more > thawing) more = thawing;
+            drawn = free + more;
+            free = 0;
+            thawing -= more;
+        }
+        if (drawn != 0) _store(acc, free, thawing);
+    }
+
+    // Whole slots are written at once: the compiler would read and write once for every member.
+
+    /// @dev `free` and `thawing` must fit.
+    function _store(Account storage acc, uint256 free, uint256 thawing) internal {
+        assembly ("memory-safe") {
+            sstore(acc.slot, or(free, shl(128, thawing)))
+        }
+    }
+
+    /// @dev `claimed` and `reserved` must fit.
+    function _store(Channel storage c, uint256 claimed, uint256 reserved, uint64 coveredNonce) internal {
+        assembly ("memory-safe") {
+            sstore(c.slot, or(or(claimed, shl(96, reserved)), shl(192, coveredNonce)))
+        }
+    }
+
+    function _store(Job storage j, JobState state, bool signed, uint48 nodeNumber, uint64 timer, uint128 amount)
+        internal
+    {
+        assembly ("memory-safe") {
+            sstore(j.slot, or(or(or(state, shl(8, signed)), shl(16, nodeNumber)), or(shl(64, timer), shl(128, amount))))
+        }
+    }
+
+    /// @dev Saturates, so that it cannot revert within a batch. Only a token that claims a supply of 2^128 or more gets
+    /// there, and only its holders lose.
+    function _credit(address owner, address token, uint128 amount) internal returns (uint256 free) {
+        Account storage acc = _accounts[token][owner];
+        free = uint256(acc.free) + amount;
+        if (free > type(uint128).max) free = type(uint128).max;
+        // forge-lint: disable-next-line(unsafe-typecast)
+        acc.free = uint128(free);
+    }
+}
