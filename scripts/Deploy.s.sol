@@ -16,6 +16,9 @@ import {TestToken} from "../contracts/test/mocks/TestToken.sol";
 /// from the project's root. Parameters come from the environment:
 /// - `MIN_STAKE`: wei a node must have staked to be given open orders; 1 ether.
 /// - `UNBONDING_PERIOD`, `THAW_PERIOD`: seconds; 7 days and 1 hour.
+/// - `MAX_CHALLENGE_WINDOW`, `ARBITER_PERIOD`: seconds; three quarters and an eighth of the unbonding period, which must
+///   exceed both together.
+/// - `BOND`: wei of stake at risk in one job that an arbiter may decide; a tenth of `MIN_STAKE`.
 /// - `OWNER`: the contracts' first owner; the account that deploys.
 /// - `LITTORAL_DEPLOYMENT`: where the manifest goes; `.littoral/deployments/<chainid>.json`. Any path under `.littoral`,
 ///   absolute or relative to the project's root, works, and its folders are created. `foundry.toml` allows no other.
@@ -29,7 +32,7 @@ contract Deploy is Script {
     /// @dev Longer than this is a mistake in units, and nothing could mend it after deployment.
     uint256 internal constant MAX_PERIOD = 365 days;
 
-    /// @notice A period above `MAX_PERIOD` or a stake beyond uint128.
+    /// @notice A period above `MAX_PERIOD` or an amount beyond uint96.
     error OutOfRange(string parameter, uint256 value, uint256 largest);
 
     struct Deployment {
@@ -41,10 +44,13 @@ contract Deploy is Script {
     }
 
     function run() external returns (Deployment memory deployment) {
-        uint256 minStake = _param("MIN_STAKE", 1 ether, type(uint128).max);
+        uint256 minStake = _param("MIN_STAKE", 1 ether, type(uint96).max);
         uint256 unbondingPeriod = _param("UNBONDING_PERIOD", 7 days, MAX_PERIOD);
         uint256 thawPeriod = _param("THAW_PERIOD", 1 hours, MAX_PERIOD);
 
+        uint256 maxWindow = _param("MAX_CHALLENGE_WINDOW", unbondingPeriod * 3 / 4, MAX_PERIOD);
+        uint256 arbiterPeriod = _param("ARBITER_PERIOD", unbondingPeriod / 8, MAX_PERIOD);
+        uint256 bond = _param("BOND", minStake / 10, type(uint96).max);
         address owner = vm.envOr("OWNER", msg.sender);
 
         // Read before anything is sent: the indexer must not start behind the first event.
@@ -52,13 +58,21 @@ contract Deploy is Script {
         vm.startBroadcast();
         // forge-lint: disable-start(unsafe-typecast)
         // `_param` has checked the ranges.
-        deployment.registry = new NodeRegistry(uint128(minStake), uint64(unbondingPeriod));
-        deployment.escrow = new JobEscrow(address(deployment.registry), uint64(thawPeriod), owner);
+        address escrow = vm.computeCreateAddress(_deployer(), vm.getNonce(_deployer()) + 1);
+        deployment.registry = new NodeRegistry(uint128(minStake), uint64(unbondingPeriod), uint128(bond), escrow, owner);
+        deployment.escrow = new JobEscrow(
+            address(deployment.registry), uint64(thawPeriod), owner, uint32(maxWindow), uint64(arbiterPeriod)
+        );
         // forge-lint: disable-end(unsafe-typecast)
         if (block.chainid == LOCAL_CHAIN_ID) deployment.testToken = address(new TestToken());
         vm.stopBroadcast();
 
         if (!vm.isContext(VmSafe.ForgeContext.ScriptDryRun)) _writeManifest(deployment);
+    }
+
+    /// @dev Whose transactions these are.
+    function _deployer() private returns (address deployer) {
+        (, deployer,) = vm.readCallers();
     }
 
     function _param(string memory name, uint256 fallback_, uint256 largest) private view returns (uint256 value) {
@@ -101,7 +115,11 @@ contract Deploy is Script {
         return string.concat(
             _field("thawPeriod", vm.toString(escrow.thawPeriod())),
             ", ",
-            _field("owner", _quoted(vm.toString(escrow.owner())))
+            _field("owner", _quoted(vm.toString(escrow.owner()))),
+            ", ",
+            _field("maxChallengeWindow", vm.toString(escrow.maxChallengeWindow())),
+            ", ",
+            _field("arbiterPeriod", vm.toString(escrow.arbiterPeriod()))
         );
     }
 
@@ -109,7 +127,11 @@ contract Deploy is Script {
         return string.concat(
             _field("minStake", _quoted(vm.toString(registry.minStake()))),
             ", ",
-            _field("unbondingPeriod", vm.toString(registry.unbondingPeriod()))
+            _field("unbondingPeriod", vm.toString(registry.unbondingPeriod())),
+            ", ",
+            _field("bond", _quoted(vm.toString(registry.bond()))),
+            ", ",
+            _field("owner", _quoted(vm.toString(registry.owner())))
         );
     }
 

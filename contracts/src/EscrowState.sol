@@ -6,6 +6,7 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 
 import {IJobEscrow, JobState, Order} from "./interfaces/IJobEscrow.sol";
+import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {TypedData} from "./TypedData.sol";
 
 /// @title The escrow's storage, and the movements of money that its parts share
@@ -59,6 +60,10 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
     address public immutable override registry;
     /// @inheritdoc IJobEscrow
     uint64 public immutable override thawPeriod;
+    /// @inheritdoc IJobEscrow
+    uint32 public immutable override maxChallengeWindow;
+    /// @inheritdoc IJobEscrow
+    uint64 public immutable override arbiterPeriod;
 
     // Slot 1, behind the pending owner.
     /// @inheritdoc IJobEscrow
@@ -77,10 +82,22 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
     /// @inheritdoc IJobEscrow
     mapping(address token => uint256) public override fees;
 
-    constructor(address registry_, uint64 thawPeriod_, address owner_) EIP712("Littoral", "1") Ownable(owner_) {
+    constructor(
+        address registry_,
+        uint64 thawPeriod_,
+        address owner_,
+        uint32 maxChallengeWindow_,
+        uint64 arbiterPeriod_
+    ) EIP712("Littoral", "1") Ownable(owner_) {
         require(registry_ != address(0), ZeroAddress());
+        require(INodeRegistry(registry_).escrow() == address(this), WrongRegistry(registry_));
+        uint64 unbondingPeriod = INodeRegistry(registry_).unbondingPeriod();
+        uint64 longest = maxChallengeWindow_ + arbiterPeriod_;
+        require(unbondingPeriod > longest, UnbondingTooShort(unbondingPeriod, longest + 1));
         registry = registry_;
         thawPeriod = thawPeriod_;
+        maxChallengeWindow = maxChallengeWindow_;
+        arbiterPeriod = arbiterPeriod_;
     }
 
     modifier whenNotPaused() {

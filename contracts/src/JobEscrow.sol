@@ -2,9 +2,9 @@
 pragma solidity ^0.8.37;
 
 import {Accounts} from "./Accounts.sol";
+import {Disputes} from "./Disputes.sol";
 import {EscrowState} from "./EscrowState.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
-import {Jobs} from "./Jobs.sol";
 
 /// @title JobEscrow
 /// @notice See `IJobEscrow`. Immutable: money moves by the signatures of those it belongs to, and by time. The owner sets a
@@ -14,11 +14,24 @@ import {Jobs} from "./Jobs.sol";
 /// Warning: The registry is trusted: it decides whose results for open orders count.
 /// Warning: Tokens are the requester's and the node's choice. One that takes back balances or lies about them harms those
 /// who deal in it, and only in that token.
-contract JobEscrow is Accounts, Jobs {
+contract JobEscrow is Accounts, Disputes {
     /// @param registry_ The `NodeRegistry`.
     /// @param thawPeriod_ Seconds between `thaw` and `withdraw`.
     /// @param owner_ The first owner.
-    constructor(address registry_, uint64 thawPeriod_, address owner_) EscrowState(registry_, thawPeriod_, owner_) {}
+    /// @param maxChallengeWindow_ Longest challenge window in seconds.
+    /// @param arbiterPeriod_ Seconds an arbiter has. With the longest window less than the registry's unbonding period.
+    constructor(
+        address registry_,
+        uint64 thawPeriod_,
+        address owner_,
+        uint32 maxChallengeWindow_,
+        uint64 arbiterPeriod_
+    ) EscrowState(registry_, thawPeriod_, owner_, maxChallengeWindow_, arbiterPeriod_) {}
+
+    /// @dev Coin comes by calls; without one only from the registry, as a requester's compensation.
+    receive() external payable {
+        require(msg.sender == registry, WrongValue(0, msg.value));
+    }
 
     /// @inheritdoc IJobEscrow
     function setFeeBps(uint16 feeBps_) external override onlyOwner {

@@ -26,10 +26,10 @@ abstract contract Jobs is Channels {
     using TypedData for JobSpec;
     using TypedData for Receipt;
 
+    /// @notice What a dispute costs if it is found to be baseless, in basis points of the order's `maxPrice`.
+    uint16 public constant DISPUTE_BOND_BPS = 500;
     /// @notice Seconds from now beyond which a deadline is taken for a mistake.
     uint64 public constant MAX_DEADLINE = 365 days;
-    /// @notice Longest challenge window in seconds.
-    uint32 public constant MAX_CHALLENGE_WINDOW = 30 days;
 
     // ── Requesters ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -99,9 +99,7 @@ abstract contract Jobs is Channels {
         require(order.deadline >= block.timestamp, DeadlinePassed(order.deadline));
         uint64 latest = uint64(block.timestamp) + MAX_DEADLINE;
         require(order.deadline <= latest, DeadlineTooFar(order.deadline, latest));
-        require(
-            order.challengeWindow <= MAX_CHALLENGE_WINDOW, WindowTooLong(order.challengeWindow, MAX_CHALLENGE_WINDOW)
-        );
+        require(order.challengeWindow <= maxChallengeWindow, WindowTooLong(order.challengeWindow, maxChallengeWindow));
         if (order.node == address(0)) {
             require(order.challengeWindow != 0, WindowRequired());
             require(order.assigner != address(0), AssignerRequired());
@@ -158,9 +156,17 @@ abstract contract Jobs is Channels {
             return;
         }
 
+        bool atOnce = order.challengeWindow == 0;
+        if (!atOnce && order.arbiter != address(0)) {
+            nodeNumber = INodeRegistry(registry).lockBond(result.node);
+            if (nodeNumber == 0) {
+                emit Skipped(jobId, SkipReason.NotStaked);
+                return;
+            }
+        }
+
         Job storage j = _jobs[jobId];
         uint256 free;
-        bool atOnce = order.challengeWindow == 0;
         bool signed = j.state == JobState.None;
         if (signed) free = _drawForOrder(jobId, result, atOnce);
         else free = _credit(order.requester, order.token, order.maxPrice - result.price);
@@ -177,7 +183,7 @@ abstract contract Jobs is Channels {
         }
     }
 
-    /// @dev The cheapest checks come first. `nodeNumber` is zero where the order has no challenge window.
+    /// @dev The cheapest checks come first. `nodeNumber` is zero where the order has no challenge window or has an arbiter.
     function _checkResult(bytes32 jobId, Result calldata result)
         private
         view
@@ -198,7 +204,8 @@ abstract contract Jobs is Channels {
             (ok, reason) = _checkSignedOrder(jobId, result);
             if (!ok) return (false, reason, 0);
         }
-        if (order.challengeWindow != 0) {
+        // With an arbiter, locking the bond tells.
+        if (order.challengeWindow != 0 && order.arbiter == address(0)) {
             nodeNumber = INodeRegistry(registry).stakedNumberOf(result.node);
             if (nodeNumber == 0) return (false, SkipReason.NotStaked, 0);
         }
@@ -219,7 +226,7 @@ abstract contract Jobs is Channels {
     function _checkSignedOrder(bytes32 jobId, Result calldata result) private view returns (bool, SkipReason) {
         Order calldata order = result.order;
         if (order.node == address(0) && order.challengeWindow == 0) return (false, SkipReason.WindowRequired);
-        if (order.challengeWindow > MAX_CHALLENGE_WINDOW) return (false, SkipReason.WindowTooLong);
+        if (order.challengeWindow > maxChallengeWindow) return (false, SkipReason.WindowTooLong);
         Channel storage c = _channels[result.node][order.token][order.requester];
         if (order.nonce <= c.coveredNonce) return (false, SkipReason.Covered);
         Account storage acc = _accounts[order.token][order.requester];
@@ -253,7 +260,7 @@ abstract contract Jobs is Channels {
     function _finalize(Order calldata order) private {
         bytes32 jobId = jobIdOf(order);
         Job storage j = _jobs[jobId];
-        if (j.state != JobState.Submitted) {
+        if (!_isWaiting(j.state)) {
             emit Skipped(jobId, SkipReason.NotSubmitted);
             return;
         }
@@ -261,10 +268,27 @@ abstract contract Jobs is Channels {
             emit Skipped(jobId, SkipReason.WindowOpen);
             return;
         }
+        _settle(jobId, order, j);
+    }
 
+    function _isWaiting(JobState state) internal pure returns (bool) {
+        return state == JobState.Submitted || state == JobState.Disputed;
+    }
+
+    /// @dev Pays the whole price of a result that is waiting or in dispute; a dispute's bond comes back.
+    function _settle(bytes32 jobId, Order calldata order, Job storage j) internal {
         address node = _nodeOf(j, order);
         (uint128 price, bytes32 resultHash) = (j.amount, j.resultHash);
         j.resultHash = 0;
+        if (order.arbiter != address(0)) {
+            bool disputed = j.state == JobState.Disputed;
+            if (disputed) {
+                uint128 bond = _disputeBond(order);
+                price -= bond;
+                _credit(order.requester, order.token, bond);
+            }
+            INodeRegistry(registry).releaseBond(node, disputed, false, 0, 0);
+        }
         if (j.signed) {
             if (_isCovered(order, node)) return _giveBack(jobId, order, j, price);
             _store(j, JobState.Paid, true, j.nodeNumber, 0, price);
@@ -281,12 +305,18 @@ abstract contract Jobs is Channels {
         emit JobRefunded(jobId, order.requester, order.token, locked, _credit(order.requester, order.token, locked));
     }
 
-    function _isCovered(Order calldata order, address node) private view returns (bool) {
+    /// @dev Follows from the order, so that it need not be stored. At most `maxPrice`, so it fits.
+    function _disputeBond(Order calldata order) internal pure returns (uint128) {
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return uint128(uint256(order.maxPrice) * DISPUTE_BOND_BPS / BPS);
+    }
+
+    function _isCovered(Order calldata order, address node) internal view returns (bool) {
         return order.nonce <= _channels[node][order.token][order.requester].coveredNonce;
     }
 
     /// @dev Counts what a signed order is paid now, having been drawn when its result came in.
-    function _claimForOrder(bytes32 jobId, Order calldata order, address node, uint128 price) private {
+    function _claimForOrder(bytes32 jobId, Order calldata order, address node, uint128 price) internal {
         Channel storage c = _channels[node][order.token][order.requester];
         uint96 claimed = _claimed(c.claimed, price);
         c.claimed = claimed;
@@ -303,7 +333,7 @@ abstract contract Jobs is Channels {
         emit JobPaid(jobId, order.requester, node, order.token, price, resultHash, free, total);
     }
 
-    function _takeFee(bytes32 jobId, Order calldata order, uint128 price) private returns (uint256 fee) {
+    function _takeFee(bytes32 jobId, Order calldata order, uint128 price) internal returns (uint256 fee) {
         if (order.maxFeeBps == 0) return 0;
         uint256 bps = feeBps < order.maxFeeBps ? feeBps : order.maxFeeBps;
         fee = uint256(price) * bps / BPS;
@@ -324,8 +354,8 @@ abstract contract Jobs is Channels {
     {
         Job storage j = _jobs[jobId];
         state = j.state;
-        if (state == JobState.Open || state == JobState.Submitted) locked = j.amount;
-        if (state == JobState.Submitted) (finalizeAt, node) = (j.timer, INodeRegistry(registry).nodeAt(j.nodeNumber));
+        if (state == JobState.Open || _isWaiting(state)) locked = j.amount;
+        if (_isWaiting(state)) (finalizeAt, node) = (j.timer, INodeRegistry(registry).nodeAt(j.nodeNumber));
     }
 
     /// @inheritdoc IJobEscrow
@@ -335,12 +365,12 @@ abstract contract Jobs is Channels {
     }
 
     /// @dev The node whose result was taken.
-    function _nodeOf(Job storage j, Order calldata order) private view returns (address) {
+    function _nodeOf(Job storage j, Order calldata order) internal view returns (address) {
         return order.node == address(0) ? INodeRegistry(registry).nodeAt(j.nodeNumber) : order.node;
     }
 
     /// @inheritdoc Channels
     function _paidNode(Job storage j, Order calldata order) internal view override returns (address) {
-        return j.state == JobState.Paid ? _nodeOf(j, order) : address(0);
+        return j.state == JobState.Paid || j.state == JobState.Resolved ? _nodeOf(j, order) : address(0);
     }
 }

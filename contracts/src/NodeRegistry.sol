@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
+import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 
 /// @title NodeRegistry
-/// @notice See `INodeRegistry`. Immutable and without an owner: nobody but a node moves its stake.
-contract NodeRegistry is INodeRegistry {
+/// @notice See `INodeRegistry`. Immutable: nobody but a node moves its stake, and nobody but the escrow takes of it, one bond
+/// for a job at the most.
+/// Warning: The escrow is trusted to lock and slash by the word of arbiters only.
+contract NodeRegistry is INodeRegistry, Ownable2Step {
     using SafeCast for uint256;
 
     struct Node {
@@ -15,12 +18,23 @@ contract NodeRegistry is INodeRegistry {
         uint128 stake;
         uint64 unbondEnd;
         uint48 number;
-        // slot 1
+        // slot 1: all that locking and releasing a bond writes
         uint128 unbonding;
+        uint32 bonds;
+        uint32 paid;
+        uint32 disputed;
+        uint32 lost;
         // slot 2
         address payout;
         // slot 3
         bytes32 nodeId;
+    }
+
+    struct MinStake {
+        // slot 0
+        uint96 current;
+        uint96 next;
+        uint64 since;
     }
 
     /// @notice Bytes of an X25519 public key.
@@ -33,9 +47,16 @@ contract NodeRegistry is INodeRegistry {
     uint256 public constant MAX_URI_LENGTH = 512;
 
     /// @inheritdoc INodeRegistry
-    uint128 public immutable override minStake;
-    /// @inheritdoc INodeRegistry
     uint64 public immutable override unbondingPeriod;
+    /// @inheritdoc INodeRegistry
+    uint128 public immutable override bond;
+    /// @inheritdoc INodeRegistry
+    address public immutable override escrow;
+
+    // Slot 1, behind the pending owner.
+    /// @inheritdoc INodeRegistry
+    bool public override paused;
+    MinStake private _minStake;
 
     /// @dev Nodes ever registered; the latest one's number.
     uint48 private _count;
@@ -47,9 +68,22 @@ contract NodeRegistry is INodeRegistry {
 
     /// @param minStake_ Wei a node must have staked to be given open orders.
     /// @param unbondingPeriod_ Seconds.
-    constructor(uint128 minStake_, uint64 unbondingPeriod_) {
-        minStake = minStake_;
+    /// @param bond_ Wei of stake at risk in one job that an arbiter may decide.
+    /// @param escrow_ The `JobEscrow`, which is deployed next: it refuses a registry that names another.
+    /// @param owner_ The first owner.
+    constructor(uint128 minStake_, uint64 unbondingPeriod_, uint128 bond_, address escrow_, address owner_)
+        Ownable(owner_)
+    {
+        require(escrow_ != address(0), ZeroAddress());
+        _minStake.next = uint256(minStake_).toUint96();
         unbondingPeriod = unbondingPeriod_;
+        bond = bond_;
+        escrow = escrow_;
+    }
+
+    modifier onlyEscrow() {
+        require(msg.sender == escrow, NotEscrow(msg.sender));
+        _;
     }
 
     // ── Registration ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -63,6 +97,7 @@ contract NodeRegistry is INodeRegistry {
         string[] calldata operations,
         string calldata uri
     ) external payable override {
+        require(!paused, Paused());
         Node storage node = _nodes[msg.sender];
         require(nodeId != 0, ZeroNodeId());
         require(node.number == 0, AlreadyRegistered(msg.sender));
@@ -120,13 +155,86 @@ contract NodeRegistry is INodeRegistry {
         amount = node.unbonding;
         require(amount != 0, NothingUnbonding());
         require(block.timestamp >= node.unbondEnd, StillUnbonding(node.unbondEnd));
+        require(node.stake >= _bonded(node.bonds), BondsLocked(node.bonds));
 
         node.unbonding = 0;
         node.unbondEnd = 0;
         address to = node.payout;
         emit Unbonded(msg.sender, to, amount, node.stake);
-        (bool sent,) = to.call{value: amount}("");
-        require(sent, TransferFailed(to));
+        _send(to, amount);
+    }
+
+    // ── The escrow ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// @inheritdoc INodeRegistry
+    function lockBond(address account) external override onlyEscrow returns (uint48 number) {
+        number = stakedNumberOf(account);
+        Node storage node = _nodes[account];
+        uint32 bonds = node.bonds;
+        if (number == 0 || bonds == type(uint32).max || node.stake < _bonded(bonds + 1)) return 0;
+        node.bonds = bonds + 1;
+        emit BondLocked(account, bonds + 1);
+    }
+
+    /// @inheritdoc INodeRegistry
+    /// @dev The escrow releases each bond it has locked once, so `bonds` is never zero. Counters stop at their end.
+    function releaseBond(address account, bool disputed, bool lost, uint256 slash, uint256 compensation)
+        external
+        override
+        onlyEscrow
+        returns (uint256 slashed, uint256 compensated)
+    {
+        Node storage node = _nodes[account];
+        uint32 bonds = node.bonds - 1;
+        (uint32 paid, uint32 disputes, uint32 losses) = (node.paid, node.disputed, node.lost);
+        if (disputed) disputes = _next(disputes);
+        if (lost) losses = _next(losses);
+        else paid = _next(paid);
+        (node.bonds, node.paid, node.disputed, node.lost) = (bonds, paid, disputes, losses);
+        emit BondReleased(account, bonds, paid, disputes, losses);
+        if (slash != 0) (slashed, compensated) = _slash(node, account, slash, compensation);
+    }
+
+    function _slash(Node storage node, address account, uint256 slash, uint256 compensation)
+        private
+        returns (uint256 slashed, uint256 compensated)
+    {
+        (uint256 active, uint256 unbonding) = (node.stake, node.unbonding);
+        slashed = slash < active + unbonding ? slash : active + unbonding;
+        uint256 fromActive = slashed < active ? slashed : active;
+        active -= fromActive;
+        unbonding -= slashed - fromActive;
+        // forge-lint: disable-next-line(unsafe-typecast)
+        (node.stake, node.unbonding) = (uint128(active), uint128(unbonding)); // only ever less than they were
+        compensated = compensation < slashed ? compensation : slashed;
+        emit Slashed(account, slashed, compensated, active, unbonding);
+        _send(escrow, compensated);
+        _send(address(0), slashed - compensated);
+    }
+
+    function _bonded(uint32 bonds) private view returns (uint256) {
+        return uint256(bonds) * bond;
+    }
+
+    function _next(uint32 counter) private pure returns (uint32) {
+        return counter == type(uint32).max ? counter : counter + 1;
+    }
+
+    // ── The owner ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// @inheritdoc INodeRegistry
+    function setMinStake(uint128 minStake_) external override onlyOwner {
+        uint96 current = _currentMinStake();
+        uint96 next = uint256(minStake_).toUint96();
+        uint64 since = uint64(block.timestamp) + (next > current ? unbondingPeriod : 0);
+        _minStake = MinStake(current, next, since);
+        emit MinStakeSet(next, since);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function setPaused(bool paused_) external override onlyOwner {
+        paused = paused_;
+        emit PausedSet(paused_);
     }
 
     // ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,7 +247,18 @@ contract NodeRegistry is INodeRegistry {
     /// @inheritdoc INodeRegistry
     function stakedNumberOf(address node) public view override returns (uint48) {
         Node storage n = _nodes[node];
-        return n.stake >= minStake ? n.number : 0;
+        return n.stake >= _currentMinStake() ? n.number : 0;
+    }
+
+    /// @inheritdoc INodeRegistry
+    function minStake() external view override returns (uint128) {
+        return _currentMinStake();
+    }
+
+    /// @inheritdoc INodeRegistry
+    function recordOf(address node) external view override returns (uint32, uint32, uint32, uint32) {
+        Node storage n = _nodes[node];
+        return (n.bonds, n.paid, n.disputed, n.lost);
     }
 
     /// @inheritdoc INodeRegistry
@@ -163,6 +282,16 @@ contract NodeRegistry is INodeRegistry {
     function _registered(address account) private view returns (Node storage node) {
         node = _nodes[account];
         require(node.number != 0, NotRegistered(account));
+    }
+
+    function _currentMinStake() private view returns (uint96) {
+        return block.timestamp >= _minStake.since ? _minStake.next : _minStake.current;
+    }
+
+    function _send(address to, uint256 amount) private {
+        if (amount == 0) return;
+        (bool sent,) = to.call{value: amount}("");
+        require(sent, TransferFailed(to));
     }
 
     function _addStake(Node storage node, address account) private {

@@ -22,12 +22,14 @@ import {TestToken} from "./mocks/TestToken.sol";
 abstract contract Base is Test {
     uint256 internal constant NOW = 1_700_000_000;
     uint128 internal constant MIN_STAKE = 1 ether;
-    uint64 internal constant UNBONDING_PERIOD = 7 days;
+    uint64 internal constant UNBONDING_PERIOD = 40 days;
     uint64 internal constant THAW_PERIOD = 1 hours;
     uint128 internal constant MAX_PRICE = 10 ether;
     uint128 internal constant PRICE = 4 ether;
     uint32 internal constant WINDOW = 1 days;
     uint32 internal constant MAX_WINDOW = 30 days;
+    uint64 internal constant ARBITER_PERIOD = 7 days;
+    uint128 internal constant BOND = 0.1 ether;
     uint64 internal constant MAX_DEADLINE = 365 days;
     bytes32 internal constant RESULT_HASH = keccak256("output");
     address internal constant NATIVE = address(0);
@@ -46,7 +48,7 @@ abstract contract Base is Test {
 
     function setUp() public virtual {
         vm.warp(NOW);
-        registry = INodeRegistry(_deploy("NodeRegistry", abi.encode(MIN_STAKE, UNBONDING_PERIOD)));
+        registry = _deployRegistry();
         escrow = _deployEscrow(address(registry));
         token = new TestToken();
         requester = vm.createWallet("requester");
@@ -62,8 +64,14 @@ abstract contract Base is Test {
         return vm.deployCode(string.concat(name, ".sol:", name), args);
     }
 
+    /// @dev For the escrow that is deployed next.
+    function _deployRegistry() internal returns (INodeRegistry) {
+        address next = vm.computeCreateAddress(address(this), vm.getNonce(address(this)) + 1);
+        return INodeRegistry(_deploy("NodeRegistry", abi.encode(MIN_STAKE, UNBONDING_PERIOD, BOND, next, owner)));
+    }
+
     function _deployEscrow(address registry_) internal returns (IJobEscrow) {
-        return IJobEscrow(_deploy("JobEscrow", abi.encode(registry_, THAW_PERIOD, owner)));
+        return IJobEscrow(_deploy("JobEscrow", abi.encode(registry_, THAW_PERIOD, owner, MAX_WINDOW, ARBITER_PERIOD)));
     }
 
     // ── Nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────

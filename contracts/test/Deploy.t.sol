@@ -51,7 +51,7 @@ contract DeployTest is Test {
 
         _refuses("THAW_PERIOD", 365 days + 1, 365 days);
         _refuses("UNBONDING_PERIOD", 365 days + 1, 365 days);
-        _refuses("MIN_STAKE", uint256(type(uint128).max) + 1, type(uint128).max);
+        _refuses("MIN_STAKE", uint256(type(uint96).max) + 1, type(uint96).max);
         vm.removeDir(".littoral/forge-test", true);
     }
 
@@ -72,6 +72,15 @@ contract DeployTest is Test {
         assertEq(vm.parseJsonUint(json, ".escrowParams.thawPeriod"), 10);
         assertEq(vm.parseJsonAddress(json, ".escrowParams.owner"), OWNER);
         assertEq(Ownable(address(escrow)).owner(), OWNER);
+        assertEq(vm.parseJsonAddress(json, ".registryParams.owner"), OWNER);
+        assertEq(Ownable(address(registry)).owner(), OWNER);
+        assertEq(registry.escrow(), address(escrow));
+        assertEq(registry.bond(), 500_000_000_000_000_000);
+        assertEq(vm.parseJsonString(json, ".registryParams.bond"), "500000000000000000");
+        assertEq(escrow.maxChallengeWindow(), 15);
+        assertEq(vm.parseJsonUint(json, ".escrowParams.maxChallengeWindow"), 15);
+        assertEq(escrow.arbiterPeriod(), 2);
+        assertEq(vm.parseJsonUint(json, ".escrowParams.arbiterPeriod"), 2);
         assertEq(vm.parseJsonString(json, ".registryParams.minStake"), "5000000000000000001");
         assertEq(vm.parseJsonUint(json, ".registryParams.unbondingPeriod"), 20);
     }

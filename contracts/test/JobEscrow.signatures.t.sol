@@ -77,7 +77,7 @@ contract SignaturesTest is Base {
     function test_AJobsIdDiffersBetweenChainsAndContracts() external {
         Order memory order = _order();
         bytes32 here = escrow.jobIdOf(order);
-        IJobEscrow twin = _deployEscrow(address(registry));
+        IJobEscrow twin = _deployEscrow(address(_deployRegistry()));
         assertTrue(twin.jobIdOf(order) != here);
         vm.chainId(block.chainid + 1);
         assertTrue(escrow.jobIdOf(order) != here);
@@ -86,7 +86,7 @@ contract SignaturesTest is Base {
     function test_AReceiptHasNoEffectInAnotherContract() external {
         Order memory order = _order();
         Result memory result = _result(order);
-        IJobEscrow twin = _deployEscrow(address(registry));
+        IJobEscrow twin = _deployEscrow(address(_deployRegistry()));
         vm.prank(requester.addr);
         bytes32 jobId = twin.openJob{value: MAX_PRICE}(order, _spec());
         vm.expectEmit(address(twin));

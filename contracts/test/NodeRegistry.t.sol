@@ -76,7 +76,7 @@ contract RegisterTest is Base {
     }
 
     function test_AStrangerIsNotStakedEvenWithoutAMinimum() external {
-        registry = INodeRegistry(_deploy("NodeRegistry", abi.encode(0, UNBONDING_PERIOD)));
+        registry = INodeRegistry(_deploy("NodeRegistry", abi.encode(0, UNBONDING_PERIOD, BOND, address(escrow), owner)));
         assertFalse(registry.isStaked(operator));
         _register(NODE_ID, 0);
         assertTrue(registry.isStaked(operator));

@@ -4,6 +4,7 @@ pragma solidity ^0.8.37;
 import {Test} from "forge-std/Test.sol";
 
 import {TypedData} from "../src/TypedData.sol";
+import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 import {Assignment, IJobEscrow, JobSpec, Order, Receipt as SignedReceipt} from "../src/interfaces/IJobEscrow.sol";
 
 /// @notice The library hashes calldata; this hands it some.
@@ -31,7 +32,11 @@ contract TypedDataTest is Test {
         json = vm.readFile("contracts/test/vectors/typed_data.json");
         vm.chainId(vm.parseJsonUint(json, ".domain.chainId"));
         address where = vm.parseJsonAddress(json, ".domain.verifyingContract");
-        deployCodeTo("JobEscrow.sol:JobEscrow", abi.encode(address(1), uint64(1 hours), address(2)), where);
+        // All that the constructor asks of a registry.
+        vm.mockCall(address(1), abi.encodeCall(INodeRegistry.escrow, ()), abi.encode(where));
+        vm.mockCall(address(1), abi.encodeCall(INodeRegistry.unbondingPeriod, ()), abi.encode(3));
+        bytes memory args = abi.encode(address(1), uint64(1 hours), address(2), uint32(1), uint64(1));
+        deployCodeTo("JobEscrow.sol:JobEscrow", args, where);
         escrow = IJobEscrow(where);
     }
 

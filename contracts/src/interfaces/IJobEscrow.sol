@@ -24,7 +24,7 @@ struct Order {
     uint64 deadline;
     /// Seconds between a result and its payment. Zero pays at once and needs a named node.
     uint32 challengeWindow;
-    /// Who decides a dispute; zero for none.
+    /// Who decides a dispute; zero for none. Whoever signs a receipt under the order agrees to them.
     address arbiter;
     /// Most of the price that may be taken as a fee, in basis points.
     uint16 maxFeeBps;
@@ -288,6 +288,35 @@ interface IJobEscrow {
     event FeeBpsSet(uint16 feeBps);
     event PausedSet(bool paused);
 
+    /// @notice The arbiter has until `decideBy` (unix seconds). `bond` is locked on top of the price; `free` and `thawing` are
+    /// the requester's balances afterwards.
+    event JobDisputed(
+        bytes32 indexed jobId,
+        address indexed requester,
+        address indexed node,
+        address token,
+        uint128 bond,
+        uint64 decideBy,
+        uint256 free,
+        uint256 thawing
+    );
+
+    /// @notice The arbiter has decided: of the price, `price` went to the node; of the dispute's bond, `bond`; of the node's
+    /// stake, `slashed` was taken and `compensation` of it given to the requester. `free` is the requester's and `earned`
+    /// the node's balance afterwards.
+    event JobResolved(
+        bytes32 indexed jobId,
+        address indexed requester,
+        address indexed node,
+        address token,
+        uint128 price,
+        uint128 bond,
+        uint256 slashed,
+        uint256 compensation,
+        uint256 free,
+        uint256 earned
+    );
+
     /// @notice An item of a batch changed nothing.
     event Skipped(bytes32 indexed jobId, SkipReason reason);
 
@@ -320,6 +349,17 @@ interface IJobEscrow {
     error SessionInForce(uint256 left, uint64 expiry);
     /// @notice Only what is neither settled nor refunded can be cancelled, and only once.
     error NotCancellable(bytes32 jobId);
+    /// @notice The registry names another escrow.
+    error WrongRegistry(address registry);
+    /// @notice Stake could leave before the last dispute over it is decided.
+    error UnbondingTooShort(uint64 unbondingPeriod, uint64 needed);
+    /// @notice No result is waiting, or none is in dispute where one must be.
+    error WrongState(JobState state);
+    /// @notice The time to challenge, or to decide, is over.
+    error TooLate(uint64 end);
+    error NoArbiter();
+    error NotArbiter(address arbiter, address caller);
+    error ShareTooHigh(uint256 bps);
     error Paused();
     error FeeTooHigh(uint256 feeBps, uint256 highest);
     /// @notice The native coin could not be sent to `to`.
@@ -359,6 +399,19 @@ interface IJobEscrow {
     /// @notice Frees what has thawed of the reservation and is still there.
     function releaseReservation(address node, address token) external returns (uint256 amount);
 
+    /// @notice Pays the node for a result that is waiting or in dispute, ahead of time. A dispute's bond comes back.
+    function accept(Order calldata order) external;
+
+    /// @notice Puts a result before the order's arbiter, within its window. Locks a bond of `DISPUTE_BOND_BPS` of the order's
+    /// `maxPrice`, from free, then thawing funds. It goes to the node if that is found to be owed the whole price, else it
+    /// comes back. If the arbiter does not decide in time, the node is paid and the bond comes back.
+    function dispute(Order calldata order) external;
+
+    /// @notice The order's arbiter decides a dispute: which part of the price the node is paid, and which part of its bond is
+    /// slashed, in basis points. What is slashed goes to the requester, up to the price, if the order is in the native
+    /// coin; the rest is burnt, as no price compares between coins.
+    function resolve(Order calldata order, uint16 payNodeBps, uint16 slashBps) external;
+
     /// @notice Lets `key` sign vouchers over at most `cap` of the token from now on, until `expiry` (unix seconds). While a
     /// permission is in force it can only be extended: nodes rely on it.
     function authorizeSession(address key, address token, uint128 cap, uint64 expiry) external;
@@ -394,7 +447,7 @@ interface IJobEscrow {
     /// @notice Lets `settler` redeem the calling node's vouchers, or no longer.
     function setSettler(address settler, bool allowed) external;
 
-    /// @notice Pays results whose challenge window has ended. Items that fail emit `Skipped` and change nothing.
+    /// @notice Pays results whose challenge window, or whose arbiter's time, has ended. Items that fail emit `Skipped` and change nothing.
     function finalize(Order[] calldata orders) external;
 
     /// @notice Sends all that the calling node has earned in `token` to `to`.
@@ -413,8 +466,8 @@ interface IJobEscrow {
 
     /// @notice The job's id: the order's EIP-712 digest.
     function jobIdOf(Order calldata order) external view returns (bytes32);
-    /// @notice The job's state, what is locked for it, and, while a result is waiting, when it can be finalized and whose it
-    /// is (both zero otherwise).
+    /// @notice The job's state, what is locked for it, a dispute's bond included, and, while a result is waiting or in
+    /// dispute, when it can be finalized and whose it is (both zero otherwise).
     function job(bytes32 jobId) external view returns (JobState state, uint128 locked, uint64 finalizeAt, address node);
     function account(address owner, address token) external view returns (uint128 free, uint128 thawing, uint64 thawEnd);
     function earned(address node, address token) external view returns (uint256);
@@ -434,6 +487,10 @@ interface IJobEscrow {
     /// @notice When a cancelled job or order takes no result any more (unix seconds); zero if not cancelled.
     function cancelAt(bytes32 jobId) external view returns (uint64);
     function isSettler(address node, address settler) external view returns (bool);
+    /// @notice Longest challenge window in seconds.
+    function maxChallengeWindow() external view returns (uint32);
+    /// @notice Seconds an arbiter has.
+    function arbiterPeriod() external view returns (uint64);
     function fees(address token) external view returns (uint256);
     function feeBps() external view returns (uint16);
     function paused() external view returns (bool);

@@ -17,7 +17,7 @@ contract RegistryHandler is Base {
 
     constructor() {
         vm.warp(NOW);
-        registry = INodeRegistry(_deploy("NodeRegistry", abi.encode(MIN_STAKE, UNBONDING_PERIOD)));
+        registry = _deployRegistry();
         for (uint256 i = 0; i < 3; ++i) {
             _register(nodes[i], i * 0.5 ether);
             staked += i * 0.5 ether;
@@ -58,6 +58,6 @@ contract RegistryHandler is Base {
     }
 
     function wait(uint256 time) external {
-        skip(bound(time, 1, 4 days));
+        skip(bound(time, 1, 20 days));
     }
 }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.37;
+
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
+
+import {IJobEscrow, JobState, Order} from "./interfaces/IJobEscrow.sol";
+import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
+import {Jobs} from "./Jobs.sol";
+
+/// @title What requester and arbiter may do while a result waits
+/// @dev Orders with an arbiter lock a bond of the node's stake when their result comes in, and release it when the job ends,
+/// however that is.
+abstract contract Disputes is Jobs {
+    using SafeCast for uint256;
+
+    /// @inheritdoc IJobEscrow
+    function accept(Order calldata order) external override {
+        (bytes32 jobId, Job storage j) = _ownWaiting(order);
+        _settle(jobId, order, j);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function dispute(Order calldata order) external override {
+        (bytes32 jobId, Job storage j) = _ownWaiting(order);
+        require(j.state == JobState.Submitted, WrongState(j.state));
+        require(order.arbiter != address(0), NoArbiter());
+        require(block.timestamp < j.timer, TooLate(j.timer));
+
+        uint128 bond = _disputeBond(order);
+        (uint256 drawn, uint256 free, uint256 thawing) = _draw(_accounts[order.token][msg.sender], bond);
+        require(drawn == bond, Insufficient(msg.sender, order.token, drawn, bond));
+        uint64 decideBy = uint64(block.timestamp) + arbiterPeriod;
+        _store(j, JobState.Disputed, j.signed, j.nodeNumber, decideBy, (uint256(j.amount) + bond).toUint128());
+        emit JobDisputed(jobId, msg.sender, _nodeOf(j, order), order.token, bond, decideBy, free, thawing);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function resolve(Order calldata order, uint16 payNodeBps, uint16 slashBps) external override {
+        require(msg.sender == order.arbiter, NotArbiter(order.arbiter, msg.sender));
+        require(payNodeBps <= BPS, ShareTooHigh(payNodeBps));
+        require(slashBps <= BPS, ShareTooHigh(slashBps));
+        bytes32 jobId = jobIdOf(order);
+        Job storage j = _jobs[jobId];
+        require(j.state == JobState.Disputed, WrongState(j.state));
+        require(block.timestamp < j.timer, TooLate(j.timer));
+
+        // A voucher has paid for the job meanwhile: there is nothing left to decide.
+        if (j.signed && _isCovered(order, _nodeOf(j, order))) return _settle(jobId, order, j);
+        _resolve(jobId, order, j, payNodeBps, slashBps);
+    }
+
+    function _resolve(bytes32 jobId, Order calldata order, Job storage j, uint256 payNodeBps, uint256 slashBps)
+        private
+    {
+        address node = _nodeOf(j, order);
+        uint128 bond = _disputeBond(order);
+        uint128 price = j.amount - bond;
+        // forge-lint: disable-next-line(unsafe-typecast)
+        uint128 paid = uint128(uint256(price) * payNodeBps / BPS); // at most `price`
+        bool lost = payNodeBps != BPS;
+        bool signed = j.signed;
+        _store(j, JobState.Resolved, signed, signed ? j.nodeNumber : 0, 0, signed ? paid : 0);
+        j.resultHash = 0;
+
+        (uint256 slashed, uint256 compensation) = INodeRegistry(registry)
+            .releaseBond(
+                node, true, lost, INodeRegistry(registry).bond() * slashBps / BPS, order.token == address(0) ? price : 0
+            );
+        // forge-lint: disable-next-line(unsafe-typecast)
+        uint128 back = price - paid + uint128(compensation); // at most `price`
+        if (lost) back += bond;
+        uint256 free = _credit(order.requester, order.token, back);
+        if (signed) _claimForOrder(jobId, order, node, paid);
+        uint128 bondToNode = lost ? 0 : bond;
+        uint256 total = earned[node][order.token] + paid - _takeFee(jobId, order, paid) + bondToNode;
+        earned[node][order.token] = total;
+        emit JobResolved(
+            jobId, order.requester, node, order.token, paid, bondToNode, slashed, compensation, free, total
+        );
+    }
+
+    /// @dev The caller's job, whose result is waiting or in dispute.
+    function _ownWaiting(Order calldata order) private view returns (bytes32 jobId, Job storage j) {
+        require(order.requester == msg.sender, NotRequester(order.requester, msg.sender));
+        jobId = jobIdOf(order);
+        j = _jobs[jobId];
+        require(_isWaiting(j.state), WrongState(j.state));
+    }
+}
