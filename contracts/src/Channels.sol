@@ -130,8 +130,7 @@ abstract contract Channels is EscrowState {
         address signer,
         uint256 entitled
     ) private {
-        uint256 claimed = channel_.claimed;
-        uint256 reserved = channel_.reserved;
+        (uint256 claimed, uint256 reserved, uint64 covered) = _load(channel_);
         if (entitled > MAX_CLAIMED) entitled = MAX_CLAIMED;
         if (entitled <= claimed) return _skip(batch, requester, cumulative, SkipReason.NothingDue);
         uint256 due = entitled - claimed;
@@ -156,7 +155,6 @@ abstract contract Channels is EscrowState {
         reserved -= paid - drawn;
         claimed += paid;
         if (signer != requester) _spend(requester, batch.token, signer, paid);
-        uint64 covered = channel_.coveredNonce;
         if (coveredNonce > covered) covered = coveredNonce;
         _store(channel_, claimed, reserved, covered);
         batch.paid += paid;

@@ -120,7 +120,11 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         internal
         returns (uint256 drawn, uint256 free, uint256 thawing)
     {
-        (free, thawing) = (acc.free, acc.thawing);
+        assembly ("memory-safe") {
+            let slot := sload(acc.slot)
+            free := and(slot, 0xffffffffffffffffffffffffffffffff)
+            thawing := shr(128, slot)
+        }
         if (amount <= free) {
             drawn = amount;
             free -= amount;
@@ -134,7 +138,16 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         if (drawn != 0) _store(acc, free, thawing);
     }
 
-    // Whole slots are written at once: the compiler would read and write once for every member.
+    // Whole slots are read and written at once: the compiler would do so once for every member.
+
+    function _load(Channel storage c) internal view returns (uint256 claimed, uint256 reserved, uint64 coveredNonce) {
+        assembly ("memory-safe") {
+            let slot := sload(c.slot)
+            claimed := and(slot, 0xffffffffffffffffffffffff)
+            reserved := and(shr(96, slot), 0xffffffffffffffffffffffff)
+            coveredNonce := shr(192, slot)
+        }
+    }
 
     /// @dev `free` and `thawing` must fit.
     function _store(Account storage acc, uint256 free, uint256 thawing) internal {

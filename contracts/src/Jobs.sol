@@ -115,7 +115,7 @@ abstract contract Jobs is Channels {
             emit Skipped(jobId, SkipReason.NotOpen);
             return;
         }
-        if (block.timestamp <= order.deadline && !_isCancelled(j)) {
+        if (block.timestamp <= order.deadline && !_isOver(j.timer)) {
             emit Skipped(jobId, SkipReason.NotExpired);
             return;
         }
@@ -125,9 +125,8 @@ abstract contract Jobs is Channels {
         emit JobRefunded(jobId, order.requester, order.token, order.maxPrice, free);
     }
 
-    /// @dev Before a result is in.
-    function _isCancelled(Job storage j) private view returns (bool) {
-        uint64 noticeEnd = j.timer;
+    /// @dev Zero is no notice.
+    function _isOver(uint64 noticeEnd) private view returns (bool) {
         return noticeEnd != 0 && block.timestamp >= noticeEnd;
     }
 
@@ -150,7 +149,7 @@ abstract contract Jobs is Channels {
     function _submit(Result calldata result) private {
         Order calldata order = result.order;
         bytes32 jobId = jobIdOf(order);
-        (bool ok, SkipReason reason, uint48 nodeNumber) = _checkResult(jobId, result);
+        (bool ok, SkipReason reason, uint48 nodeNumber, bool signed) = _checkResult(jobId, result);
         if (!ok) {
             emit Skipped(jobId, reason);
             return;
@@ -167,7 +166,6 @@ abstract contract Jobs is Channels {
 
         Job storage j = _jobs[jobId];
         uint256 free;
-        bool signed = j.state == JobState.None;
         if (signed) free = _drawForOrder(jobId, result, atOnce);
         else free = _credit(order.requester, order.token, order.maxPrice - result.price);
         if (atOnce) {
@@ -187,37 +185,39 @@ abstract contract Jobs is Channels {
     function _checkResult(bytes32 jobId, Result calldata result)
         private
         view
-        returns (bool ok, SkipReason reason, uint48 nodeNumber)
+        returns (bool ok, SkipReason reason, uint48 nodeNumber, bool signed)
     {
         Order calldata order = result.order;
-        Job storage j = _jobs[jobId];
-        bool signed = j.state == JobState.None && result.orderSignature.length != 0;
-        if (j.state != JobState.Open && !signed) return (false, SkipReason.NotOpen, 0);
-        if (block.timestamp > order.deadline) return (false, SkipReason.Expired, 0);
-        if (_isCancelled(j)) return (false, SkipReason.Cancelled, 0);
-        if (result.price > order.maxPrice) return (false, SkipReason.PriceAboveMax, 0);
+        (JobState state, uint64 noticeEnd) = (_jobs[jobId].state, _jobs[jobId].timer);
+        signed = state == JobState.None && result.orderSignature.length != 0;
+        if (state != JobState.Open && !signed) return (false, SkipReason.NotOpen, 0, signed);
+        if (block.timestamp > order.deadline) return (false, SkipReason.Expired, 0, signed);
+        if (_isOver(noticeEnd)) return (false, SkipReason.Cancelled, 0, signed);
+        if (result.price > order.maxPrice) return (false, SkipReason.PriceAboveMax, 0, signed);
 
         bool assigned = order.node == address(0);
-        if (!assigned && result.node != order.node) return (false, SkipReason.WrongNode, 0);
-        if (assigned && block.timestamp > result.assignmentExpiry) return (false, SkipReason.AssignmentExpired, 0);
+        if (!assigned && result.node != order.node) return (false, SkipReason.WrongNode, 0, signed);
+        if (assigned && block.timestamp > result.assignmentExpiry) {
+            return (false, SkipReason.AssignmentExpired, 0, signed);
+        }
         if (signed) {
             (ok, reason) = _checkSignedOrder(jobId, result);
-            if (!ok) return (false, reason, 0);
+            if (!ok) return (false, reason, 0, signed);
         }
         // With an arbiter, locking the bond tells.
         if (order.challengeWindow != 0 && order.arbiter == address(0)) {
             nodeNumber = INodeRegistry(registry).stakedNumberOf(result.node);
-            if (nodeNumber == 0) return (false, SkipReason.NotStaked, 0);
+            if (nodeNumber == 0) return (false, SkipReason.NotStaked, 0, signed);
         }
         if (assigned) {
             Assignment memory assignment = Assignment(jobId, result.node, result.assignmentExpiry);
             if (!order.assigner.isValid(_hashTypedDataV4(assignment.hash()), result.assignmentSignature)) {
-                return (false, SkipReason.BadAssignmentSignature, 0);
+                return (false, SkipReason.BadAssignmentSignature, 0, signed);
             }
         }
         Receipt memory receipt = Receipt(jobId, result.price, result.resultHash);
         if (!result.node.isValid(_hashTypedDataV4(receipt.hash()), result.receiptSignature)) {
-            return (false, SkipReason.BadReceiptSignature, 0);
+            return (false, SkipReason.BadReceiptSignature, 0, signed);
         }
         ok = true;
     }

@@ -21,6 +21,8 @@ contract TypedDataTest is Test {
         "Order(address requester,address token,uint128 maxPrice,address node,address assigner,bytes32 specHash,uint64 deadline,uint32 challengeWindow,address arbiter,uint16 maxFeeBps,uint64 nonce)";
     string internal constant JOB_SPEC = "JobSpec(string inputCID,string operation,string params)";
     string internal constant ASSIGNMENT = "Assignment(bytes32 jobId,address node,uint64 expiry)";
+    string internal constant VOUCHER =
+        "Voucher(address requester,address node,address token,uint128 cumulative,uint64 coveredNonce)";
     string internal constant RECEIPT = "Receipt(bytes32 jobId,uint128 price,bytes32 resultHash)";
     /// @dev Keys of the development mnemonic whose addresses the vectors name.
     string internal constant MNEMONIC = "test test test test test test test test test test test junk";
@@ -67,6 +69,7 @@ contract TypedDataTest is Test {
         assertEq(TypedData.JOB_SPEC_TYPEHASH, keccak256(bytes(JOB_SPEC)));
         assertEq(TypedData.ASSIGNMENT_TYPEHASH, keccak256(bytes(ASSIGNMENT)));
         assertEq(TypedData.RECEIPT_TYPEHASH, keccak256(bytes(RECEIPT)));
+        assertEq(TypedData.VOUCHER_TYPEHASH, keccak256(bytes(VOUCHER)));
     }
 
     function test_VectorsTypeHashes() external view {
@@ -74,6 +77,7 @@ contract TypedDataTest is Test {
         assertEq(TypedData.JOB_SPEC_TYPEHASH, _bytes32(".typeHashes.JobSpec"));
         assertEq(TypedData.ASSIGNMENT_TYPEHASH, _bytes32(".typeHashes.Assignment"));
         assertEq(TypedData.RECEIPT_TYPEHASH, _bytes32(".typeHashes.Receipt"));
+        assertEq(TypedData.VOUCHER_TYPEHASH, _bytes32(".typeHashes.Voucher"));
     }
 
     function test_VectorsDomain() external view {
@@ -113,6 +117,17 @@ contract TypedDataTest is Test {
             _bytes32(".jobId"), uint128(vm.parseJsonUint(json, ".receipt.price")), _bytes32(".receipt.resultHash")
         );
         _assertSigned(TypedData.hash(receipt), ".receipt", 1);
+    }
+
+    function test_VectorsVoucher() external view {
+        bytes32 structHash = TypedData.hashVoucher(
+            vm.parseJsonAddress(json, ".voucher.requester"),
+            vm.parseJsonAddress(json, ".voucher.node"),
+            vm.parseJsonAddress(json, ".voucher.token"),
+            uint128(vm.parseJsonUint(json, ".voucher.cumulative")),
+            uint64(vm.parseJsonUint(json, ".voucher.coveredNonce"))
+        );
+        _assertSigned(structHash, ".voucher", 0);
     }
 
     function _assertSigned(bytes32 structHash, string memory path, uint32 keyIndex) internal view {
