@@ -44,19 +44,17 @@ abstract contract Channels is EscrowState {
         for (uint256 i = 0; i < vouchers.length; ++i) {
             KeyVoucher calldata voucher = vouchers[i];
             address requester = voucher.requester;
-            (address signer, ECDSA.RecoverError err,) = ECDSA.tryRecover(
-                _digest(batch, requester, voucher.cumulative, voucher.coveredNonce), voucher.r, voucher.vs
-            );
-            if (err != ECDSA.RecoverError.NoError) signer = address(0);
+            (uint128 cumulative, uint64 coveredNonce) = (voucher.cumulative, voucher.coveredNonce);
+            bytes32 digest = _digest(batch, requester, cumulative, coveredNonce);
             _redeem(
                 batch,
                 channels[requester],
                 accounts[requester],
                 requester,
-                voucher.cumulative,
-                voucher.coveredNonce,
-                signer,
-                voucher.cumulative
+                cumulative,
+                coveredNonce,
+                SignatureLib.recover(digest, voucher.r, voucher.vs),
+                cumulative
             );
         }
         _finish(batch, redemptions);

@@ -241,7 +241,7 @@ contract GasTest is Base {
     }
 
     function test_RedeemFromReservationsBatchOf128() external {
-        assertLt(_redeemMany("from reservations", 128, true), 14_000);
+        assertLt(_redeemMany("from reservations", 128, true), 13_000);
     }
 
     function _settleSigned(uint256 n) internal {

@@ -151,6 +151,22 @@ contract RedeemTest is Base {
         _assertNothingWritten();
     }
 
+    function test_SkipsWhen_TheSignatureIsTheHighTwin() external {
+        _deposit(10);
+        KeyVoucher[] memory vouchers = _keyVoucher(requester, 4, 4);
+        uint256 order = 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141;
+        uint256 parity = uint256(vouchers[0].vs) >> 255;
+        uint256 twin = order - (uint256(vouchers[0].vs) << 1 >> 1);
+        // A twin has its highest bit set, where the form keeps the parity: either reading is no signature of the key.
+        for (uint256 bit = 0; bit < 2; ++bit) {
+            vouchers[0].vs = bytes32((twin << 1 >> 1) | ((parity ^ bit) << 255));
+            vm.expectEmit(address(escrow));
+            emit IJobEscrow.VoucherSkipped(requester.addr, node.addr, NATIVE, 4, SkipReason.BadVoucherSignature);
+            vm.prank(node.addr);
+            escrow.redeem(node.addr, NATIVE, vouchers);
+        }
+    }
+
     function test_SkipsWhen_AnotherChannelOrChain() external {
         _deposit(10);
         KeyVoucher[] memory vouchers = _keyVoucher(requester, 4, 4);

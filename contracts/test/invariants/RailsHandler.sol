@@ -117,9 +117,11 @@ contract RailsHandler is Base {
     function unreserve(uint256 amount, bool release) external watched {
         (uint256 reserved,,) = escrow.reservation(requester.addr, node.addr, NATIVE);
         vm.startPrank(requester.addr);
-        if (release) try escrow.releaseReservation(node.addr, NATIVE) {} catch {} else if (reserved != 0) escrow.thawReservation(
-            node.addr, NATIVE, bound(amount, 1, reserved)
-        );
+        if (release) {
+            try escrow.releaseReservation(node.addr, NATIVE) {} catch {}
+        } else if (reserved != 0) {
+            escrow.thawReservation(node.addr, NATIVE, bound(amount, 1, reserved));
+        }
         vm.stopPrank();
     }
 
@@ -127,8 +129,13 @@ contract RailsHandler is Base {
     function decide(uint256 which, uint256 how) external watched {
         Order memory order = _orders[which % ORDERS];
         vm.startPrank(requester.addr);
-        if (how % 8 == 0) try escrow.cancelJob(order) {} catch {} else if (how % 8 == 1) try escrow.accept(order) {}
-            catch {} else try escrow.dispute(order) {} catch {}
+        if (how % 8 == 0) {
+            try escrow.cancelJob(order) {} catch {}
+        } else if (how % 8 == 1) {
+            try escrow.accept(order) {} catch {}
+        } else {
+            try escrow.dispute(order) {} catch {}
+        }
         vm.stopPrank();
     }
 
@@ -179,9 +186,11 @@ contract RailsHandler is Base {
     function moveStake(uint256 amount, bool finish) external watched {
         (uint128 active,,) = registry.stakeOf(node.addr);
         vm.startPrank(node.addr);
-        if (finish) try registry.finishUnbond() {} catch {} else if (active != 0) registry.startUnbond(
-            bound(amount, 1, active)
-        );
+        if (finish) {
+            try registry.finishUnbond() {} catch {}
+        } else if (active != 0) {
+            registry.startUnbond(bound(amount, 1, active));
+        }
         vm.stopPrank();
         if (active < MIN_STAKE) {
             vm.deal(settler, MIN_STAKE);
