@@ -198,8 +198,10 @@ mod tests {
     fn deployment() -> Deployment {
         serde_json::from_str(
             r#"{"chainId":1,"escrow":"0x0000000000000000000000000000000000000001","registry":
-            "0x0000000000000000000000000000000000000002","deployBlock":0,"escrowParams":{"thawPeriod":1},
-            "registryParams":{"minStake":"1","unbondingPeriod":1},
+            "0x0000000000000000000000000000000000000002","deployBlock":0,"escrowParams":{"thawPeriod":1,
+            "owner":"0x0000000000000000000000000000000000000009","maxChallengeWindow":3600,"arbiterPeriod":1},
+            "registryParams":{"minStake":"1","unbondingPeriod":3602,"bond":"1",
+            "owner":"0x0000000000000000000000000000000000000009"},
             "tokens":{"TEST":"0x0000000000000000000000000000000000000003"}}"#,
         )
         .unwrap()

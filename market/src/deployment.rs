@@ -29,22 +29,32 @@ pub struct Deployment {
     pub tokens: BTreeMap<String, Address>,
 }
 
-/// The escrow's immutables.
+/// What the escrow was constructed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EscrowParams {
     /// Seconds between `thaw` and `withdraw`.
     pub thaw_period: u64,
+    /// Who sets its fee and can pause it; the chain knows who does so now.
+    pub owner: Address,
+    /// Longest challenge window of an order, in seconds.
+    pub max_challenge_window: u32,
+    /// Seconds an arbiter has to decide a dispute.
+    pub arbiter_period: u64,
 }
 
-/// The registry's immutables.
+/// What the registry was constructed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryParams {
-    /// Wei a node must have staked.
+    /// Wei a node must have staked; the chain knows what it is now.
     pub min_stake: Amount,
     /// Seconds between `startUnbond` and `finishUnbond`.
     pub unbonding_period: u64,
+    /// Wei of stake at risk in one job that an arbiter may decide.
+    pub bond: Amount,
+    /// Who sets the least stake and can pause registrations; the chain knows who does so now.
+    pub owner: Address,
 }
 
 /// Why a manifest cannot be used.

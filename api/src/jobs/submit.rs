@@ -32,8 +32,6 @@ use crate::{
 
 /// `JobEscrow.MAX_DEADLINE`, in seconds.
 const MAX_DEADLINE_SECS: u64 = 365 * 24 * 60 * 60;
-/// `JobEscrow.MAX_CHALLENGE_WINDOW`, in seconds.
-const MAX_CHALLENGE_WINDOW_SECS: u32 = 30 * 24 * 60 * 60;
 /// Basis points of the whole.
 const BPS: u16 = 10_000;
 /// Longest name of an operation: `NodeRegistry.MAX_OPERATION_LENGTH`.
@@ -166,8 +164,9 @@ fn check_order(app: &App, order: &Order, now: DateTime<Utc>) -> ApiResult<()> {
     if order.maxFeeBps > BPS {
         return refuse("order.maxFeeBps", format!("must be at most {BPS}"));
     }
-    if order.challengeWindow > MAX_CHALLENGE_WINDOW_SECS {
-        return refuse("order.challengeWindow", format!("must be at most {MAX_CHALLENGE_WINDOW_SECS} seconds"));
+    let max_window = app.parts.deployment.escrow_params.max_challenge_window;
+    if order.challengeWindow > max_window {
+        return refuse("order.challengeWindow", format!("must be at most {max_window} seconds"));
     }
     if order.node != Address::ZERO {
         return Ok(());

@@ -412,8 +412,18 @@ pub fn deployment() -> Deployment {
         escrow: Address::repeat_byte(0xe5),
         registry: Address::repeat_byte(0x4e),
         deploy_block: 0,
-        escrow_params: EscrowParams { thaw_period: 30 },
-        registry_params: RegistryParams { min_stake: MIN_STAKE.into(), unbonding_period: 60 },
+        escrow_params: EscrowParams {
+            thaw_period: 30,
+            owner: Address::repeat_byte(0x0a),
+            max_challenge_window: 30 * 24 * 3600,
+            arbiter_period: 3600,
+        },
+        registry_params: RegistryParams {
+            min_stake: MIN_STAKE.into(),
+            unbonding_period: 60 * 24 * 3600,
+            bond: 1_u128.into(),
+            owner: Address::repeat_byte(0x0a),
+        },
         tokens: BTreeMap::from([("TEST".to_owned(), Address::repeat_byte(0x70))]),
     }
 }

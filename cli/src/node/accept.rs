@@ -57,8 +57,10 @@ mod tests {
     fn accepted(asked: &[(&str, u128)]) -> anyhow::Result<Accepted> {
         let deployment = serde_json::from_value(serde_json::json!({
             "chainId": 31337, "escrow": Address::with_last_byte(1), "registry": Address::with_last_byte(2),
-            "deployBlock": 0, "escrowParams": {"thawPeriod": 60},
-            "registryParams": {"minStake": "1", "unbondingPeriod": 60}, "tokens": {"TEST": TEST},
+            "deployBlock": 0,
+            "escrowParams": {"thawPeriod": 60, "owner": OTHER, "maxChallengeWindow": 3600, "arbiterPeriod": 60},
+            "registryParams": {"minStake": "1", "unbondingPeriod": 7200, "bond": "1", "owner": OTHER},
+            "tokens": {"TEST": TEST},
         }))
         .unwrap();
         let asked: Vec<AcceptArg> =

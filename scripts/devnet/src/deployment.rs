@@ -16,7 +16,8 @@ use tokio::process::Command;
 use crate::DevKey;
 use crate::paths::{artifacts_dir, foundry, root};
 
-/// What the contracts are deployed with. The default suits demonstrations and tests: short periods.
+/// What the contracts are deployed with. The default suits demonstrations and tests: short periods, and windows as long as
+/// the command line asks for unless told otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct DeployParams {
     /// Stake a node needs to be given open orders, in wei.
@@ -25,11 +26,24 @@ pub struct DeployParams {
     pub unbonding_period_secs: u64,
     /// Seconds before thawed deposits can leave.
     pub thaw_period_secs: u64,
+    /// Wei of stake at risk in one job that an arbiter may decide.
+    pub bond_wei: u128,
+    /// Longest challenge window in seconds.
+    pub max_challenge_window_secs: u32,
+    /// Seconds an arbiter has. With the longest window less than the unbonding period.
+    pub arbiter_period_secs: u64,
 }
 
 impl Default for DeployParams {
     fn default() -> Self {
-        Self { min_stake_wei: 1_000_000_000_000_000_000, unbonding_period_secs: 60, thaw_period_secs: 30 }
+        Self {
+            min_stake_wei: 1_000_000_000_000_000_000,
+            unbonding_period_secs: 14_400,
+            thaw_period_secs: 30,
+            bond_wei: 100_000_000_000_000_000,
+            max_challenge_window_secs: 7_200,
+            arbiter_period_secs: 3_600,
+        }
     }
 }
 
@@ -59,6 +73,12 @@ pub struct Manifest {
 pub struct EscrowParams {
     /// Seconds.
     pub thaw_period: u64,
+    /// The first owner.
+    pub owner: Address,
+    /// Seconds.
+    pub max_challenge_window: u32,
+    /// Seconds.
+    pub arbiter_period: u64,
 }
 
 /// See [`Manifest::registry_params`].
@@ -69,6 +89,10 @@ pub struct RegistryParams {
     pub min_stake: String,
     /// Seconds.
     pub unbonding_period: u64,
+    /// Wei, in decimal.
+    pub bond: String,
+    /// The first owner.
+    pub owner: Address,
 }
 
 /// Deployed contracts and the file that describes them.
@@ -100,6 +124,10 @@ impl Deployment {
             .env("MIN_STAKE", params.min_stake_wei.to_string())
             .env("UNBONDING_PERIOD", params.unbonding_period_secs.to_string())
             .env("THAW_PERIOD", params.thaw_period_secs.to_string())
+            .env("BOND", params.bond_wei.to_string())
+            .env("MAX_CHALLENGE_WINDOW", params.max_challenge_window_secs.to_string())
+            .env("ARBITER_PERIOD", params.arbiter_period_secs.to_string())
+            .env("OWNER", key.address().to_string())
             .current_dir(root())
             .kill_on_drop(true)
             .output()
@@ -132,19 +160,36 @@ impl Deployment {
         let wallet = EthereumWallet::from(key.signer());
         let provider = ProviderBuilder::new().wallet(wallet).connect_http(rpc_url.parse()?).erased();
         let deploy_block = provider.get_block_number().await?;
-        let registry_args = (params.min_stake_wei, params.unbonding_period_secs).abi_encode_params();
+        let owner = key.address();
+        // Each contract names the other.
+        let escrow = owner.create(provider.get_transaction_count(owner).await? + 1);
+        let registry_args =
+            (params.min_stake_wei, params.unbonding_period_secs, params.bond_wei, escrow, owner).abi_encode_params();
         let registry = create(&provider, "NodeRegistry", &registry_args).await?;
-        let escrow = create(&provider, "JobEscrow", &(registry, params.thaw_period_secs).abi_encode_params()).await?;
+        let (max_window, arbiter_period) = (params.max_challenge_window_secs, params.arbiter_period_secs);
+        let escrow_args = (registry, params.thaw_period_secs, owner, max_window, arbiter_period).abi_encode_params();
+        let created = create(&provider, "JobEscrow", &escrow_args).await?;
+        ensure!(
+            created == escrow,
+            "{owner} sent something else meanwhile: the escrow is at {created}, not at {escrow}"
+        );
         let token = create(&provider, "TestToken", &[]).await?;
         let manifest = Manifest {
             chain_id: provider.get_chain_id().await?,
             escrow,
             registry,
             deploy_block,
-            escrow_params: EscrowParams { thaw_period: params.thaw_period_secs },
+            escrow_params: EscrowParams {
+                thaw_period: params.thaw_period_secs,
+                owner,
+                max_challenge_window: params.max_challenge_window_secs,
+                arbiter_period: params.arbiter_period_secs,
+            },
             registry_params: RegistryParams {
                 min_stake: params.min_stake_wei.to_string(),
                 unbonding_period: params.unbonding_period_secs,
+                bond: params.bond_wei.to_string(),
+                owner,
             },
             tokens: BTreeMap::from([("TEST".to_owned(), token)]),
         };

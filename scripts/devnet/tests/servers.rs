@@ -175,7 +175,14 @@ async fn the_deploy_script_and_the_fast_path_agree() {
     let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
     let other = Anvil::start(AnvilOptions::default()).await.unwrap();
     let dir = devnet::paths::scratch_dir("deploy").unwrap();
-    let params = DeployParams { min_stake_wei: 7, unbonding_period_secs: 11, thaw_period_secs: 13 };
+    let params = DeployParams {
+        min_stake_wei: 7,
+        unbonding_period_secs: 11,
+        thaw_period_secs: 13,
+        bond_wei: 5,
+        max_challenge_window_secs: 6,
+        arbiter_period_secs: 4,
+    };
     let (slow, fast) = (dir.path().join("by-script/manifest.json"), dir.path().join("fast.json"));
     let scripted = Deployment::deploy(anvil.rpc_url(), DEV_KEYS[0], &slow, params).await.unwrap();
     let fast = Deployment::deploy_fast(other.rpc_url(), DEV_KEYS[0], &fast, params).await.unwrap();
