@@ -10,8 +10,10 @@ use alloy::primitives::B256;
 use chrono::{DateTime, Utc};
 use market::{
     Amount,
-    db::{escrow, job_view::JobView},
-    fold::EscrowJob,
+    db::{
+        job_view::JobView,
+        order::{self, Agreed},
+    },
     job::JobStatus,
     order::{OrderJson, SpecJson},
 };
@@ -153,6 +155,6 @@ fn not_found(job_id: B256) -> ApiError {
 }
 
 /// The job as it is in the escrow.
-async fn opened(db: &mut PgConnection, job_id: B256) -> ApiResult<EscrowJob> {
-    escrow::jobs(db, &[job_id]).await?.remove(&job_id).ok_or_else(|| not_found(job_id))
+async fn agreed(db: &mut PgConnection, job_id: B256) -> ApiResult<Agreed> {
+    order::agreed(db, &[job_id]).await?.remove(&job_id).ok_or_else(|| not_found(job_id))
 }

@@ -31,7 +31,8 @@ create table chain_cursor (
     epoch        bigint not null                 -- epoch of the leader that wrote last
 );
 
--- Logs of the escrow and the registry, as they were emitted. The key columns name the rows that the event touches.
+-- Logs of the escrow and the registry, as they were emitted. The key columns serve to find the events of a row; they may
+-- find more than touch it, never less.
 create table chain_event (
     block_hash   bytes32 not null references chain_block (hash),
     log_index    bigint not null check (log_index >= 0),
@@ -41,9 +42,10 @@ create table chain_event (
     kind         text not null,                  -- the event's name, such as JobOpened
     topics       bytea not null check (octet_length(topics) % 32 = 0),
     data         bytea not null,
-    job_id       bytes32,                        -- also of a Skipped, which changes nothing
-    account      address,                        -- owner of the escrow account it changes, with token
-    node         address,                        -- node whose earnings (with token) or registry row (without) it changes
+    job_id       bytes32,                        -- job it is about, also of a Skipped, which changes nothing
+    account      address,                        -- requester whose account, channel or session it changes, with token
+    node         address,                        -- node whose earnings or channel (with token) or registry row or settlers
+                                                 -- (without) it changes
     token        address,                        -- zero for the native coin
     canonical    boolean not null,
     primary key (block_hash, log_index)
@@ -52,44 +54,84 @@ create index chain_event_position on chain_event (block_number, log_index) where
 create index chain_event_job on chain_event (job_id, block_number, log_index) where canonical and job_id is not null;
 create index chain_event_account on chain_event (account, token, block_number, log_index) where canonical and account is not null;
 create index chain_event_node on chain_event (node, token, block_number, log_index) where canonical and node is not null;
+-- Fees (with token) and what the owners set (without).
+create index chain_event_rest on chain_event (token, block_number, log_index)
+    where canonical and account is null and node is null;
 create index chain_event_tx on chain_event (tx_hash) where canonical;
 
--- A job opened in the escrow.
+-- What each voucher of a VouchersRedeemed did, all as it stands afterwards: one log tells of many requesters, who are found
+-- here. Canonical where its event is.
+create table chain_redemption (
+    block_hash    bytes32 not null,
+    log_index     bigint not null,
+    position      integer not null,
+    requester     address not null,
+    node          address not null,
+    token         address not null,
+    claimed       amount not null,
+    covered_nonce numeric(20, 0) not null,
+    primary key (block_hash, log_index, position),
+    foreign key (block_hash, log_index) references chain_event (block_hash, log_index)
+);
+create index chain_redemption_requester on chain_redemption (requester, token);
+
+-- A job opened in the escrow, or a signed order of which the chain has told. The order's columns are those of an opened job;
+-- events about signed orders do not carry them (the API keeps the order in signed_order).
 create table escrow_job (
     job_id            bytes32 primary key,       -- EIP-712 digest of the order
     requester         address not null,
-    token             address not null,
-    max_price         amount not null,
-    order_node        address not null,          -- node the order names; zero if open
-    assigner          address not null,
-    spec_hash         bytes32 not null,
-    deadline          timestamptz not null,      -- last moment a result counts
-    challenge_window_secs bigint not null,
-    arbiter           address not null,
-    max_fee_bps       integer not null,
-    nonce             numeric(20, 0) not null,
-    input_cid         text not null,
-    operation         text not null,
-    params            text not null,
-    spec_valid        boolean not null,          -- false if the spec's strings are not text that can be stored as they
+    token             address,
+    max_price         amount,
+    order_node        address,                   -- node the order names; zero if open
+    assigner          address,
+    spec_hash         bytes32,
+    deadline          timestamptz,               -- last moment a result counts
+    challenge_window_secs bigint,
+    arbiter           address,
+    max_fee_bps       integer,
+    nonce             numeric(20, 0),
+    input_cid         text,
+    operation         text,
+    params            text,
+    spec_valid        boolean,                   -- false if the spec's strings are not text that can be stored as they
                                                  -- were signed (invalid UTF-8, NUL); such a job is never queued
-    state             text not null check (state in ('open', 'submitted', 'paid', 'refunded')),
-    opened_block      bigint not null,
-    opened_tx         bytes32 not null,
-    opened_at         timestamptz not null,
+    state             text not null
+        check (state in ('none', 'open', 'submitted', 'disputed', 'paid', 'refunded', 'resolved')),
+    opened_block      bigint,
+    opened_tx         bytes32,
+    opened_at         timestamptz,
+    cancel_at         timestamptz,               -- from then on no result settles; null without notice
     node              address,                   -- who did the work; from `submitted` on
     price             amount,
+    paid_token        address,                   -- token of the result, known for signed orders too
     result_hash       bytes32,
     finalize_at       timestamptz,               -- end of the challenge window
     submitted_tx      bytes32,
-    closed_block      bigint,                    -- paid or refunded
+    dispute_bond      amount,                    -- what the requester locked to object
+    decide_by         timestamptz,               -- end of the arbiter's time
+    disputed_tx       bytes32,
+    resolved_paid     amount,                    -- the arbiter's decision: to the node, of the price
+    slashed           amount,                    -- of the node's stake, in wei
+    compensation      amount,                    -- of that to the requester, in wei
+    closed_block      bigint,                    -- paid, refunded or resolved
     closed_tx         bytes32,
     closed_at         timestamptz,
-    check ((state = 'open') = (node is null and price is null) or state = 'refunded'),
-    check ((state in ('paid', 'refunded')) = (closed_tx is not null))
+    check (num_nulls(token, max_price, order_node, assigner, spec_hash, deadline, challenge_window_secs, arbiter,
+                     max_fee_bps, nonce, input_cid, operation, params, spec_valid, opened_block, opened_tx, opened_at)
+           in (0, 17)),
+    check (state <> 'open' or opened_at is not null),
+    check (num_nulls(node, price, paid_token, result_hash) in (0, 4)),
+    check (state not in ('submitted', 'disputed', 'paid', 'resolved') or node is not null),
+    check (num_nulls(finalize_at, submitted_tx) in (0, 2)),
+    check (num_nulls(dispute_bond, decide_by, disputed_tx) in (0, 3)),
+    check ((state = 'resolved') = (resolved_paid is not null)),
+    check (num_nulls(resolved_paid, slashed, compensation) in (0, 3)),
+    check (num_nulls(closed_block, closed_tx, closed_at) in (0, 3)),
+    check ((state in ('paid', 'refunded', 'resolved')) = (closed_tx is not null))
 );
 create index escrow_job_open on escrow_job (opened_block, job_id) where state = 'open';
 create index escrow_job_submitted on escrow_job (finalize_at) where state = 'submitted';
+create index escrow_job_disputed on escrow_job (decide_by) where state = 'disputed';
 create index escrow_job_requester on escrow_job (requester, opened_block);
 create index escrow_job_node on escrow_job (node, opened_block) where node is not null;
 
@@ -122,9 +164,103 @@ create table registry_node (
     uri        text not null,
     stake      amount not null,                  -- active, in wei
     unbonding  amount not null,
-    unbond_end timestamptz                       -- null while nothing is unbonding
+    unbond_end timestamptz,                      -- null while nothing is unbonding
+    bonds         bigint not null,               -- bonds of its stake that are locked
+    bonded_paid   bigint not null,               -- bonded jobs that were paid
+    bonded_disputed bigint not null,             -- … that were disputed
+    bonded_lost   bigint not null                -- … that after a dispute were not paid in full
 );
 create index registry_node_id on registry_node (node_id);
+
+-- What lies between a requester and a node in one token.
+create table escrow_channel (
+    requester     address not null,
+    node          address not null,
+    token         address not null,
+    claimed       amount not null,               -- all it ever paid: vouchers, and signed orders settled alone
+    reserved      amount not null,               -- set aside for the node
+    covered_nonce numeric(20, 0) not null,       -- a redeemed voucher pays for signed orders up to it
+    thawing       amount not null,               -- of `reserved`, on its way back
+    thaw_end      timestamptz,                   -- null while nothing is thawing
+    primary key (requester, node, token),
+    check (thawing <= reserved)
+);
+create index escrow_channel_node on escrow_channel (node, token);
+
+-- A key that may sign its requester's vouchers.
+create table escrow_session (
+    requester  address not null,
+    session_key address not null,
+    token      address not null,
+    amount_left amount not null,                 -- what it may still spend
+    expires_at timestamptz not null,             -- up to and including
+    primary key (requester, session_key, token)
+);
+
+-- Who may redeem a node's vouchers besides itself.
+create table escrow_settler (
+    node    address not null,
+    settler address not null,
+    allowed boolean not null,
+    primary key (node, settler)
+);
+
+-- Fees taken and not withdrawn.
+create table escrow_fee (
+    token address primary key,
+    fees  amount not null
+);
+
+-- What the contracts' owners have set. One row, from the first event on.
+create table chain_parameter (
+    singleton        boolean primary key default true check (singleton),
+    fee_bps          integer not null,
+    escrow_paused    boolean not null,
+    registry_paused  boolean not null,
+    min_stake        amount,                     -- in wei; null while that of the construction holds
+    min_stake_since  timestamptz,
+    min_stake_before amount,                     -- holds until min_stake_since; null as above
+    check ((min_stake is null) = (min_stake_since is null))
+);
+
+-- Double-entry bookkeeping of every movement of money in the contracts. The entries of one log sum to zero in each token.
+-- Append-only: what a reorg undoes is taken back by entries with `reversal`, never removed.
+create table ledger_entry (
+    id         bigserial primary key,
+    block_hash bytes32 not null,
+    log_index  bigint not null,
+    reversal   boolean not null,
+    account    text not null check (account in ('world', 'free', 'thawing', 'reserved', 'job', 'earned', 'fee', 'stake',
+                                                'unbonding', 'transit', 'suspense')),
+    owner      address,                          -- requester of free, thawing and reserved; node of earned, stake, unbonding
+    node       address,                          -- of reserved
+    job_id     bytes32,                          -- of job
+    token      address not null,                 -- zero for the native coin
+    amount     numeric(79, 0) not null check (amount <> 0),
+    check ((owner is not null) = (account in ('free', 'thawing', 'reserved', 'earned', 'stake', 'unbonding'))),
+    check ((node is not null) = (account = 'reserved')),
+    check ((job_id is not null) = (account = 'job'))
+);
+create index ledger_entry_block on ledger_entry (block_hash);
+create index ledger_entry_account on ledger_entry (account, owner, token);
+create index ledger_entry_job on ledger_entry (job_id) where job_id is not null;
+
+create function ledger_is_balanced() returns trigger language plpgsql as $$
+begin
+    if exists (select from added group by block_hash, log_index, reversal, token having sum(amount) <> 0) then
+        raise exception 'ledger entries do not sum to zero' using errcode = 'check_violation';
+    end if;
+    return null;
+end $$;
+create trigger ledger_balance after insert on ledger_entry
+    referencing new table as added for each statement execute function ledger_is_balanced();
+
+create function ledger_is_append_only() returns trigger language plpgsql as $$
+begin
+    raise exception 'ledger_entry is append-only' using errcode = 'restrict_violation';
+end $$;
+create trigger ledger_append_only before update or delete or truncate on ledger_entry
+    for each statement execute function ledger_is_append_only();
 
 -- Entities whose Redis state is to be projected again because the chain changed them; rows go once applied.
 create table chain_outbox (

@@ -37,6 +37,49 @@ create table job_submission (
 );
 create index job_submission_requester on job_submission (requester, created_at);
 
+-- Orders that their requester signed and that are paid from the deposit, on the order's signature or by a voucher: a job each.
+-- One that is opened on the chain after all counts as opened.
+create table signed_order (
+    job_id       bytes32 primary key,            -- EIP-712 digest of the order
+    requester    address not null,
+    token        address not null,
+    max_price    amount not null,
+    order_node   address not null,               -- node the order names; zero if open
+    assigner     address not null,
+    spec_hash    bytes32 not null,
+    deadline     timestamptz not null,
+    challenge_window_secs bigint not null,
+    arbiter      address not null,
+    max_fee_bps  integer not null,
+    nonce        numeric(20, 0) not null check (nonce > 0),
+    input_cid    text not null,
+    operation    text not null,
+    params       text not null,
+    signature    bytea not null,                 -- the requester's, over the order
+    priority     integer not null check (priority between 0 and 1000),
+    created_at   timestamptz not null,
+    withdrawn_at timestamptz,                    -- the requester took it back before any node had it
+    closed_at    timestamptz                     -- it binds nothing any more, for good: see order_promise
+);
+create index signed_order_queue on signed_order (created_at, job_id) where closed_at is null and withdrawn_at is null;
+create index signed_order_listed on signed_order (created_at desc, job_id desc);
+create index signed_order_promise on signed_order (requester, token) where closed_at is null and withdrawn_at is null;
+create index signed_order_channel on signed_order (requester, order_node, token, nonce);
+
+-- Vouchers that requesters countersigned, append-only; the last one of a channel (highest in both numbers) is the best.
+create table voucher (
+    requester     address not null,
+    node          address not null,
+    token         address not null,
+    cumulative    amount not null,               -- all that the channel is to have paid
+    covered_nonce numeric(20, 0) not null,       -- for signed orders up to it
+    signer        address not null,              -- the requester, or its session key
+    signature     bytea not null,
+    created_at    timestamptz not null,
+    primary key (requester, node, token, covered_nonce, cumulative)
+);
+create index voucher_node on voucher (node, token, created_at);
+
 -- Where the work on a job stands. Absent means: never claimed. Legal transitions: market::job.
 create table job_work (
     job_id           bytes32 primary key,
@@ -91,9 +134,12 @@ create table payment_due (
     node       address not null,
     token      address not null,
     amount     amount not null,
-    created_at timestamptz not null
+    created_at timestamptz not null,
+    closed_at  timestamptz                       -- the chain has settled it for good, one way or another
 );
 create index payment_due_node on payment_due (node, created_at);
+-- What is not settled can be found without reading what is.
+create index payment_due_unsettled on payment_due (created_at, job_id) where closed_at is null;
 
 -- What a node said of itself when it registered with the API, and when it last spoke.
 create table node_profile (

@@ -3,7 +3,9 @@
 -- One transaction of the settler, whichever signed form of it gets mined. A nonce is taken once and for all.
 create table settlement_batch (
     id           bigserial primary key,
-    kind         text not null check (kind in ('submit', 'finalize')),
+    kind         text not null check (kind in ('submit', 'finalize', 'redeem')),
+    node         address,                        -- whose vouchers it redeems
+    token        address,                        -- in which token
     sender       address not null,
     nonce        bigint not null check (nonce >= 0),
     -- A reorg that frees the nonce makes an ended batch pending again. Displaced: another transaction took the nonce.
@@ -14,7 +16,11 @@ create table settlement_batch (
     tx_hash      bytes32,                        -- what used the nonce; null if that is not known
     block_number bigint,                         -- where it was mined
     gas_used     bigint,
+    final_at     timestamptz,                    -- seen in a final block
     unique (sender, nonce),
+    check ((kind = 'redeem') = (node is not null)),
+    check ((node is null) = (token is null)),
+    check (final_at is null or state <> 'pending'),
     check ((state = 'pending') = (ended_at is null)),
     check (state not in ('mined', 'reverted') or (tx_hash is not null and block_number is not null and gas_used is not null))
 );
@@ -28,6 +34,18 @@ create table settlement_item (
     unique (batch_id, position)
 );
 create index settlement_item_job on settlement_item (job_id);
+
+-- Vouchers that a batch redeems.
+create table settlement_voucher (
+    batch_id      bigint not null references settlement_batch (id),
+    position      integer not null,
+    requester     address not null,
+    cumulative    amount not null,
+    covered_nonce numeric(20, 0) not null,
+    primary key (batch_id, requester),
+    unique (batch_id, position)
+);
+create index settlement_voucher_requester on settlement_voucher (requester);
 
 -- Signed bytes, stored and committed before they are first sent. Append-only.
 create table settlement_attempt (
@@ -46,4 +64,15 @@ create table settlement_hold (
     job_id     bytes32 primary key,
     reason     text not null,
     created_at timestamptz not null
+);
+
+-- Vouchers that the contract skipped for a reason that trying again does not mend. A better one of the channel is tried.
+create table voucher_hold (
+    requester  address not null,
+    node       address not null,
+    token      address not null,
+    cumulative amount not null,
+    reason     text not null,
+    created_at timestamptz not null,
+    primary key (requester, node, token, cumulative)
 );

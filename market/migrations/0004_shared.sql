@@ -19,18 +19,77 @@ create sequence projection_version;
 -- Reads that no single writer's queries need.
 create index escrow_job_deadline on escrow_job (deadline) where state in ('open', 'submitted');
 create index escrow_job_listed on escrow_job (opened_at desc, job_id desc);
-create index escrow_job_closed on escrow_job (closed_at) where state in ('paid', 'refunded');
+create index escrow_job_closed on escrow_job (closed_at) where closed_at is not null;
+create index escrow_job_queue on escrow_job (opened_at, job_id) where state = 'open';
 create index job_submission_listed on job_submission (created_at desc, job_id desc);
 
--- Every job that was opened or announced. Two branches rather than a full join, so that a condition on a column reaches
+-- What was agreed on each job that can be paid: orders opened on the chain, and signed ones. `rail` says how it is paid.
+create view job_order as
+select
+    e.job_id, 'opened' as rail, e.requester, e.token, e.max_price, e.order_node, e.assigner, e.spec_hash, e.deadline,
+    e.challenge_window_secs, e.arbiter, e.max_fee_bps, e.nonce, e.input_cid, e.operation, e.params, e.spec_valid,
+    null::bytea as signature, e.opened_at as enqueued_at
+from escrow_job e
+where e.opened_at is not null
+union all
+select
+    g.job_id, 'signed', g.requester, g.token, g.max_price, g.order_node, g.assigner, g.spec_hash, g.deadline,
+    g.challenge_window_secs, g.arbiter, g.max_fee_bps, g.nonce, g.input_cid, g.operation, g.params, true,
+    g.signature, g.created_at
+from signed_order g
+where not exists (select from escrow_job e where e.job_id = g.job_id and e.opened_at is not null);
+
+-- Orders on which a result can still be settled, as far as the chain and the requester's word go: their money is locked, or
+-- promised and not yet paid. Time and vouchers are left to the reader.
+create view open_order as
+select
+    e.job_id, 'opened' as rail, e.requester, e.token, e.order_node, e.assigner, e.deadline, e.nonce, e.input_cid,
+    e.operation, e.spec_valid, e.opened_at as enqueued_at, coalesce(s.priority, 100) as priority, e.cancel_at
+from escrow_job e
+left join job_submission s on s.job_id = e.job_id
+where e.state = 'open'
+union all
+select
+    g.job_id, 'signed', g.requester, g.token, g.order_node, g.assigner, g.deadline, g.nonce, g.input_cid,
+    g.operation, true, g.created_at, g.priority,
+    (select e.cancel_at from escrow_job e where e.job_id = g.job_id)
+from signed_order g
+where g.closed_at is null and g.withdrawn_at is null
+    and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none');
+
+-- Signed orders that bind their requester's deposit: what was promised and is neither paid nor void. What a result locked in
+-- its challenge window has left the deposit already. `amount` is what the result asks, before that the most it may ask.
+create view order_promise as
+select
+    g.job_id, g.requester, g.token, coalesce(c.node, nullif(g.order_node, '\x0000000000000000000000000000000000000000'))
+        as node,
+    g.nonce, g.deadline, c.job_id is not null as completed, coalesce(c.price, g.max_price) as amount
+from signed_order g
+left join job_completion c on c.job_id = g.job_id
+where g.closed_at is null and g.withdrawn_at is null
+    and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none')
+    and not exists (select from job_work w where w.job_id = g.job_id and w.state = 'failed')
+    and not exists (
+        select from escrow_channel h
+        where h.requester = g.requester and h.token = g.token and h.covered_nonce >= g.nonce
+            and h.node = coalesce(c.node, g.order_node)
+    );
+
+-- Every job that was opened, signed or announced. Branches rather than a full join, so that a condition on a column reaches
 -- the index of each table.
 create view known_job as
 select e.job_id, e.requester, e.opened_at as listed_at
 from escrow_job e
+where e.opened_at is not null
+union all
+select g.job_id, g.requester, g.created_at
+from signed_order g
+where not exists (select from escrow_job e where e.job_id = g.job_id and e.opened_at is not null)
 union all
 select s.job_id, s.requester, s.created_at
 from job_submission s
-where not exists (select from escrow_job e where e.job_id = s.job_id);
+where not exists (select from escrow_job e where e.job_id = s.job_id and e.opened_at is not null)
+    and not exists (select from signed_order g where g.job_id = s.job_id);
 
 -- A job as the rows of all its writers show it. Whether it has expired depends on the clock and is left to the reader
 -- (market::job::JobStatus::at), so `status` is never 'expired'.
@@ -39,33 +98,46 @@ select
     j.job_id,
     case
         when e.state = 'paid' then 'paid'
+        -- A redeemed voucher pays for it, unless its requester had too little; it may give back a lock besides.
+        when v.covered and c.job_id is not null and v.paid then 'paid'
+        when v.covered and c.job_id is not null then 'settling'
         when e.state = 'refunded' then 'refunded'
+        when e.state = 'resolved' then 'resolved'
+        when e.state = 'disputed' then 'disputed'
         when e.state = 'submitted' then 'challengeable'
-        when e.job_id is null then 'awaiting_escrow'
-        when not e.spec_valid then 'failed'           -- no node is given it, ever
+        when o.job_id is null then 'awaiting_escrow'
+        when g.withdrawn_at is not null then 'cancelled'
+        when v.covered then 'failed'                  -- void: no node can be paid for it any more
+        when not o.spec_valid then 'failed'           -- no node is given it, ever
         when w.state = 'completed' and b.id is not null then 'settling'
         when w.state = 'completed' then 'completed'
         when w.state = 'failed' then 'failed'
         when w.state = 'leased' then 'active'
+        when e.cancel_at is not null then 'cancelling'
         else 'pending'
     end as status,
     j.requester,
-    j.listed_at,                                      -- its place in lists: opened, or else announced
-    -- The order: its columns once opened, before that the announcement.
-    e.token, e.max_price, e.order_node, e.assigner, e.spec_hash, e.challenge_window_secs, e.arbiter, e.max_fee_bps,
-    e.nonce, e.input_cid, e.operation, e.params, e.spec_valid,
+    j.listed_at,                                      -- its place in lists: opened or signed, or else announced
+    -- The order: as opened or signed, before that the announcement.
+    o.rail, o.token, o.max_price, o.order_node, o.assigner, o.spec_hash, o.challenge_window_secs, o.arbiter, o.max_fee_bps,
+    o.nonce, o.input_cid, o.operation, o.params, o.spec_valid,
     -- The end of the year 9999 is as far as a time can be told.
     coalesce(
-        e.deadline,
+        o.deadline,
         to_timestamp(least((s.order_json ->> 'deadline')::numeric, 253402300799)::double precision)
     ) as deadline,
     s.order_json, s.spec_json, s.created_at as announced_at,
-    coalesce(s.priority, 100) as priority,
+    coalesce(g.priority, s.priority, 100) as priority,
     -- On the chain.
-    e.state as escrow_state,
-    e.opened_block, e.opened_tx, e.opened_at,
-    e.node as settled_node, e.price as settled_price, e.result_hash as settled_result_hash, e.finalize_at, e.submitted_tx,
-    e.closed_block, e.closed_tx, e.closed_at,
+    case when o.rail = 'signed' and (e.state is null or e.state = 'none') then 'open' else e.state end as escrow_state,
+    e.opened_block, e.opened_tx, e.opened_at, e.cancel_at,
+    case when v.covered then coalesce(e.node, c.node) else e.node end as settled_node,
+    case when v.covered then coalesce(e.price, c.price) else e.price end as settled_price,
+    case when v.covered then coalesce(e.result_hash, c.result_hash) else e.result_hash end as settled_result_hash,
+    e.finalize_at, e.submitted_tx, e.dispute_bond, e.decide_by, e.disputed_tx, e.resolved_paid,
+    case when e.state = 'paid' or not coalesce(v.covered, false) then e.closed_block else v.block_number end as closed_block,
+    case when e.state = 'paid' or not coalesce(v.covered, false) then e.closed_tx else v.tx_hash end as closed_tx,
+    case when e.state = 'paid' or not coalesce(v.covered, false) then e.closed_at else v.mined_at end as closed_at,
     -- The work.
     w.state as work_state, w.fence, w.attempts, w.node as work_node, w.leased_at, w.lease_expires_at, w.not_before,
     w.last_error,
@@ -79,14 +151,39 @@ select
     (select k.chain_id from chain_cursor k) as chain_id,
     -- Who holds it or did it: as the chain says, else who completed, else who holds the lease.
     n.node, n.node_id,
-    (select r.node_id from registry_node r where r.node = e.order_node) as order_node_id
+    (select r.node_id from registry_node r where r.node = o.order_node) as order_node_id
 from known_job j
+left join job_order o on o.job_id = j.job_id
 left join escrow_job e on e.job_id = j.job_id
+left join signed_order g on g.job_id = j.job_id and o.rail = 'signed'
 left join job_submission s on s.job_id = j.job_id
 left join job_work w on w.job_id = j.job_id
 left join job_completion c on c.job_id = j.job_id
 left join payment_due p on p.job_id = j.job_id
 left join settlement_hold h on h.job_id = j.job_id
+left join lateral (
+    -- The voucher that was redeemed, and whether all that it covered has been paid.
+    select
+        true as covered,
+        not exists (
+            select from voucher u
+            where u.requester = g.requester and u.node = x.node and u.token = g.token and u.covered_nonce >= g.nonce
+            group by u.requester having min(u.cumulative) > x.claimed
+        ) as paid,
+        y.block_number, y.tx_hash, y.mined_at
+    from escrow_channel x
+    left join lateral (
+        select q.block_number, q.tx_hash, k.mined_at
+        from chain_redemption r
+        join chain_event q on q.block_hash = r.block_hash and q.log_index = r.log_index and q.canonical
+        join chain_block k on k.hash = q.block_hash
+        where r.requester = g.requester and r.token = g.token and r.node = x.node and r.covered_nonce >= g.nonce
+        order by q.block_number, q.log_index
+        limit 1
+    ) y on true
+    where x.requester = g.requester and x.token = g.token and x.covered_nonce >= g.nonce
+        and x.node = coalesce(c.node, g.order_node)
+) v on true
 left join lateral (
     select sb.id, sb.kind
     from settlement_item i
@@ -99,14 +196,14 @@ left join lateral (
     select a.tx_hash from settlement_attempt a where a.batch_id = b.id order by a.created_at desc, a.tx_hash limit 1
 ) t on true
 left join lateral (
-    select o.node, r.node_id
+    select z.node, r.node_id
     from (
         select case
             when e.node is not null then e.node
             when w.state in ('leased', 'completed') then coalesce(c.node, w.node)
         end as node
-    ) o
-    left join registry_node r on r.node = o.node
+    ) z
+    left join registry_node r on r.node = z.node
 ) n on true;
 
 -- A job's status by itself.

@@ -15,6 +15,18 @@ alloy::sol! {
 }
 
 alloy::sol! {
+    #![sol(all_derives)]
+    /// What the marketplace uses of OpenZeppelin's `Ownable2Step`, which both contracts are.
+    #[sol(rpc)]
+    interface IOwnable2Step {
+        event OwnershipTransferStarted(address indexed previousOwner, address indexed newOwner);
+        event OwnershipTransferred(address indexed previousOwner, address indexed newOwner);
+        function owner() external view returns (address);
+        function pendingOwner() external view returns (address);
+    }
+}
+
+alloy::sol! {
     /// What the marketplace uses of an ERC-20 token.
     #[sol(rpc)]
     interface IERC20 {

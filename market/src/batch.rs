@@ -140,9 +140,18 @@ pub fn is_permanent(reason: SkipReason) -> bool {
         | SkipReason::AssignmentExpired
         | SkipReason::BadAssignmentSignature
         | SkipReason::BadReceiptSignature
-        | SkipReason::PriceAboveMax => true,
+        | SkipReason::PriceAboveMax
+        | SkipReason::Cancelled
+        | SkipReason::Covered
+        | SkipReason::WindowRequired
+        | SkipReason::WindowTooLong
+        | SkipReason::BadOrderSignature
+        | SkipReason::BadVoucherSignature => true,
         // The job's state and the node's stake change; the rest are of calls that time alone puts right.
         SkipReason::NotOpen
+        | SkipReason::InsufficientFunds
+        | SkipReason::NothingDue
+        | SkipReason::SessionCapExceeded
         | SkipReason::NotStaked
         | SkipReason::NotExpired
         | SkipReason::NotSubmitted

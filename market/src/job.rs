@@ -213,11 +213,19 @@ pub enum JobStatus {
     Expired,
     /// The requester has the money back.
     Refunded,
+    /// The requester objects to the result, and the arbiter's time runs.
+    Disputed,
+    /// The arbiter has divided the price.
+    Resolved,
+    /// The requester gave notice; a result is still paid until that is over, and no node is given it any more.
+    Cancelling,
+    /// The requester took the signed order back before any node had it.
+    Cancelled,
 }
 
 impl JobStatus {
     /// Every status.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::AwaitingEscrow,
         Self::Pending,
         Self::Active,
@@ -228,6 +236,10 @@ impl JobStatus {
         Self::Failed,
         Self::Expired,
         Self::Refunded,
+        Self::Disputed,
+        Self::Resolved,
+        Self::Cancelling,
+        Self::Cancelled,
     ];
 
     /// Its name in JSON, SQL and Redis.
@@ -244,6 +256,10 @@ impl JobStatus {
             Self::Failed => "failed",
             Self::Expired => "expired",
             Self::Refunded => "refunded",
+            Self::Disputed => "disputed",
+            Self::Resolved => "resolved",
+            Self::Cancelling => "cancelling",
+            Self::Cancelled => "cancelled",
         }
     }
 
@@ -251,7 +267,9 @@ impl JobStatus {
     #[must_use]
     pub fn at(self, deadline: DateTime<Utc>, now: DateTime<Utc>) -> Self {
         match self {
-            Self::AwaitingEscrow | Self::Pending | Self::Active | Self::Failed | Self::Completed if deadline < now => {
+            Self::AwaitingEscrow | Self::Pending | Self::Active | Self::Failed | Self::Completed | Self::Cancelling
+                if deadline < now =>
+            {
                 Self::Expired
             }
             other => other,
@@ -266,15 +284,17 @@ impl JobStatus {
             Self::AwaitingEscrow => None,
             Self::Pending => Some("pending"),
             Self::Active => Some("active"),
-            Self::Completed | Self::Settling | Self::Challengeable | Self::Paid => Some("completed"),
-            Self::Failed | Self::Expired | Self::Refunded => Some("failed"),
+            Self::Completed | Self::Settling | Self::Challengeable | Self::Disputed | Self::Paid | Self::Resolved => {
+                Some("completed")
+            }
+            Self::Failed | Self::Expired | Self::Refunded | Self::Cancelling | Self::Cancelled => Some("failed"),
         }
     }
 
     /// Nothing changes a job after this, short of a reorg.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Paid | Self::Refunded)
+        matches!(self, Self::Paid | Self::Refunded | Self::Resolved | Self::Cancelled)
     }
 }
 

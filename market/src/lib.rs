@@ -13,6 +13,7 @@ pub mod deployment;
 pub mod fold;
 pub mod hexbytes;
 pub mod job;
+pub mod ledger;
 pub mod order;
 pub mod redis;
 pub mod rpc;

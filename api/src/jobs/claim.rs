@@ -33,9 +33,8 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AssignmentBody,
+    AssignmentBody, agreed,
     lease::{LeaseRef, lease_assignment, renew_lease},
-    opened,
 };
 use crate::{
     app::App,
@@ -259,7 +258,7 @@ async fn lease_body(
     node: Address,
     lease_expires_at: DateTime<Utc>,
 ) -> ApiResult<LeaseBody> {
-    let job = opened(db, held.job_id).await?;
+    let job = agreed(db, held.job_id).await?;
     Ok(LeaseBody {
         job_id: Hash(held.job_id),
         fence: held.fence,

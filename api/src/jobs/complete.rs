@@ -8,11 +8,10 @@ use market::{
     abi::Order,
     clock,
     db::{
-        blob,
+        blob, job_view, order,
         outbox::{self, Entity, Source},
         work::{self, Completion, Outcome},
     },
-    fold::EscrowState,
     job::{Fence, JobStatus, WorkState},
     typed_data,
 };
@@ -21,7 +20,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{AssignmentBody, JobPath, lease::locked, opened};
+use super::{AssignmentBody, JobPath, agreed, lease::locked};
 use crate::{
     app::App,
     auth::SignedIn,
@@ -106,7 +105,7 @@ async fn complete_job(
         return Err(ApiError::field(Code::InvalidField, "resultHash", detail));
     }
     let price = request.price.to_u128().map_err(|e| ApiError::field(Code::InvalidField, "price", e.to_string()))?;
-    let order = opened(&mut *app.parts.pool.acquire().await?, job_id).await?.order;
+    let order = agreed(&mut *app.parts.pool.acquire().await?, job_id).await?.order;
     check_price(&order, price)?;
     check_receipt(&app, &request.receipt_signature, job_id, price, result_hash, node)?;
 
@@ -198,9 +197,9 @@ async fn check_still_wanted(
     order: &Order,
     now: DateTime<Utc>,
 ) -> ApiResult<()> {
-    let state = opened(db, job_id).await?.state;
-    if state != EscrowState::Open {
-        return Err(ApiError::new(Code::NotOpen, format!("The job is {} on the chain.", state.name())));
+    if !order::is_open(db, job_id).await? {
+        let status = job_view::by_id(db, job_id).await?.map_or("gone", |job| job.status(now).name());
+        return Err(ApiError::new(Code::NotOpen, format!("The job is {status}.")));
     }
     let margin = app.parts.settings.settle_margin;
     if i64::try_from(order.deadline).is_ok_and(|deadline| (now + margin).timestamp() > deadline) {

@@ -17,7 +17,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{AssignmentBody, JobPath, opened};
+use super::{AssignmentBody, JobPath, agreed};
 use crate::{
     app::App,
     auth::SignedIn,
@@ -135,7 +135,7 @@ async fn renew(
     let mut tx = app.begin().await?;
     let lease = LeaseRef { job_id: path.job_id, fence: request.fence };
     let renewed = renew_lease(&app, &mut tx, node, lease, clock::now()).await?;
-    let job = opened(&mut tx, job_id).await?;
+    let job = agreed(&mut tx, job_id).await?;
     tx.commit().await?;
     let assignment = lease_assignment(&app, job_id, &job.order, node, renewed.lease_expires_at)?;
     let RenewedLease { job_id, fence, lease_expires_at } = renewed;
@@ -165,7 +165,7 @@ pub(super) async fn locked(db: &mut PgConnection, job_id: B256) -> ApiResult<Wor
     match work::lock(db, job_id).await? {
         Some(work) => Ok(work),
         None => {
-            opened(db, job_id).await?;
+            agreed(db, job_id).await?;
             Ok(Work::default())
         }
     }

@@ -154,6 +154,7 @@ impl Chain {
             resultHash: result_hash,
             assignmentSignature: if order.node.is_zero() { sign(ASSIGNER, assignment) } else { Bytes::new() },
             receiptSignature: sign(NODE, typed_data::receipt_digest(job_id, price, result_hash, &domain)),
+            orderSignature: Bytes::new(),
         }
     }
 

@@ -47,6 +47,7 @@ fn result(job: u8, age: i64, left: i64) -> Candidate {
         resultHash: B256::ZERO,
         assignmentSignature: Bytes::new(),
         receiptSignature: Bytes::from(vec![0; 65]),
+        orderSignature: Bytes::new(),
     };
     Candidate {
         job_id: B256::repeat_byte(job),

@@ -14,9 +14,11 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
 use super::leader::{Fence, FenceError};
+use super::ledger::{self, Booked};
 use super::outbox::{self, Entity, Source};
 use super::types::{DbAddress, DbHash};
 use crate::fold::{ChainEvent, Contracts, DecodeError, Event, FoldError, Key, Rows};
+use crate::ledger::{Balances, entries};
 
 /// Headers of blocks without events that are kept below the cursor, to find where a reorg branched off. A deeper reorg is
 /// undone all the same: to the latest block with events that both branches have.
@@ -174,21 +176,34 @@ pub async fn apply(
     if let Some(ancestor) = step.ancestor {
         let undone = event::orphan_above(db, ancestor.number).await?;
         orphan_blocks_above(db, ancestor.number).await?;
-        applied.events_undone = undone.events;
-        applied.rows += undone.keys.len();
-        changes.undone(&undone.keys);
-        refold(db, contracts, &undone.keys).await?;
+        let blocks: BTreeSet<B256> = undone.iter().map(|log| log.block_hash).collect();
+        ledger::reverse(db, &blocks).await?;
+        let mut keys = BTreeSet::new();
+        for log in undone {
+            applied.events_undone += 1;
+            keys.extend(ChainEvent::decode(log, contracts)?.event.keys());
+        }
+        applied.rows += keys.len();
+        changes.undone(&keys);
+        refold(db, contracts, &keys).await?;
     }
 
     insert_blocks(db, &step.blocks).await?;
     event::insert(db, &step.events).await?;
     let keys: BTreeSet<Key> = step.events.iter().flat_map(|event| event.event.keys()).collect();
     let mut folded = rows::load(db, &keys).await?;
+    let mut book = Vec::new();
     for event in &step.events {
+        let touched = event.event.keys();
+        let before = Balances::of(&folded, &touched);
         folded.apply(event)?;
+        let after = Balances::of(&folded, &touched);
+        let entries = entries(&event.event, &before, &after);
+        book.extend(entries.into_iter().map(|entry| Booked::new(&event.log, entry)));
         changes.happened(&event.event);
     }
     rows::save(db, &folded).await?;
+    ledger::append(db, &book).await?;
     applied.rows += keys.len();
     outbox::append_many(db, Source::Chain, &changes.0, now).await?;
     Ok(applied)
@@ -302,6 +317,24 @@ pub async fn canonical_state(db: &mut PgConnection) -> Result<Vec<String>, sqlx:
                select 7, jsonb_build_array(number), (to_jsonb(b) || '{"table": "chain_block"}')::text
                from chain_block b
                where canonical and exists (select from chain_event e where e.block_hash = b.hash)
+               union all
+               select 8, jsonb_build_array(requester, node, token),
+                      (to_jsonb(x) || '{"table": "escrow_channel"}')::text from escrow_channel x
+               union all
+               select 9, jsonb_build_array(requester, session_key, token),
+                      (to_jsonb(x) || '{"table": "escrow_session"}')::text from escrow_session x
+               union all
+               select 10, jsonb_build_array(node, settler), (to_jsonb(x) || '{"table": "escrow_settler"}')::text
+               from escrow_settler x
+               union all
+               select 11, jsonb_build_array(token), (to_jsonb(x) || '{"table": "escrow_fee"}')::text from escrow_fee x
+               union all
+               select 12, '[]', (to_jsonb(x) || '{"table": "chain_parameter"}')::text from chain_parameter x
+               union all
+               select 13, jsonb_build_array(account, owner, node, job_id, token),
+                      jsonb_build_object('table', 'ledger_entry', 'account', account, 'owner', owner, 'node', node,
+                                         'job_id', job_id, 'token', token, 'amount', sum(amount))::text
+               from ledger_entry group by account, owner, node, job_id, token having sum(amount) <> 0
            ) as state order by tab, pos"#
     )
     .fetch_all(db)
@@ -320,7 +353,13 @@ impl Changes {
                 Key::Job(job_id) => self.0.push((Entity::Job(*job_id), "job.reorged")),
                 Key::Node(node) => self.0.push((Entity::Node(*node), "node.reorged")),
                 // Redis holds nothing of these.
-                Key::Account { .. } | Key::Earned { .. } => {}
+                Key::Account { .. }
+                | Key::Earned { .. }
+                | Key::Channel { .. }
+                | Key::Session { .. }
+                | Key::Settler { .. }
+                | Key::Fee(_)
+                | Key::Parameters => {}
             }
         }
     }
@@ -335,11 +374,11 @@ impl Changes {
             Event::Staked(e) => (Entity::Node(e.node), "node.staked"),
             Event::Unbonding(e) => (Entity::Node(e.node), "node.unbonding"),
             Event::Unbonded(e) => (Entity::Node(e.node), "node.unbonded"),
-            Event::Deposited(_)
-            | Event::Thawing(_)
-            | Event::Withdrawn(_)
-            | Event::EarnedWithdrawn(_)
-            | Event::Skipped(_) => return,
+            Event::JobCancelling(e) => (Entity::Job(e.jobId), "job.cancelling"),
+            Event::JobDisputed(e) => (Entity::Job(e.jobId), "job.disputed"),
+            Event::JobResolved(e) => (Entity::Job(e.jobId), "job.resolved"),
+            Event::Slashed(e) => (Entity::Node(e.node), "node.slashed"),
+            _ => return,
         });
     }
 }

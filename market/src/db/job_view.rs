@@ -12,7 +12,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
 use self::row::{Row, parse_status, select_jobs, views};
-pub use self::types::{ChainPoint, Completion, Due, JobView, Lease, PendingBatch, Settled};
+pub use self::types::{ChainPoint, Completion, Dispute, Due, JobView, Lease, PendingBatch, Settled};
 use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;
 use crate::job::JobStatus;
@@ -105,7 +105,7 @@ pub async fn pending(
         select_jobs!(
             "cross join lateral (
                 select greatest(
-                    floor(extract(epoch from j.opened_at) * 1000)::bigint - (j.priority - 100)::bigint * $1::bigint,
+                    floor(extract(epoch from coalesce(j.opened_at, j.listed_at)) * 1000)::bigint - (j.priority - 100)::bigint * $1::bigint,
                     floor(extract(epoch from j.not_before) * 1000)::bigint
                 ) as score
             ) q
@@ -181,9 +181,14 @@ pub async fn live_ids(
     limit: i64,
 ) -> Result<Vec<B256>, sqlx::Error> {
     let rows = sqlx::query_scalar!(
-        r#"select job_id as "job_id: DbHash" from escrow_job
-        where job_id > $1 and (state in ('open', 'submitted') or closed_at >= $2)
-        order by job_id limit $3"#,
+        r#"select l.job_id as "job_id!: DbHash" from (
+            select job_id from escrow_job
+            where job_id > $1 and (state in ('open', 'submitted', 'disputed') or closed_at >= $2)
+            union
+            select job_id from signed_order
+            where job_id > $1 and withdrawn_at is null and (closed_at is null or closed_at >= $2)
+        ) l
+        order by l.job_id limit $3"#,
         DbHash(after) as _,
         closed_since,
         limit
@@ -203,8 +208,8 @@ pub async fn due_ids(
     let rows = sqlx::query!(
         r#"select p.job_id as "job_id: DbHash", p.created_at
         from payment_due p
-        join escrow_job e on e.job_id = p.job_id
-        where e.state in ('open', 'submitted')
+        join job_status e on e.job_id = p.job_id
+        where p.closed_at is null and e.status in ('completed', 'settling', 'challengeable', 'disputed')
             and ($1::timestamptz is null or (p.created_at, p.job_id) > ($1, $2::bytea))
         order by p.created_at, p.job_id limit $3"#,
         after_time as _,
@@ -222,10 +227,10 @@ pub async fn ids_of_nodes(db: &mut PgConnection, nodes: &[Address]) -> Result<Ve
     let rows = sqlx::query_scalar!(
         r#"select w.job_id as "job_id!: DbHash" from job_work w where w.state = 'leased' and w.node = any($1)
         union
-        select p.job_id from payment_due p join escrow_job e on e.job_id = p.job_id
-        where p.node = any($1) and e.state = 'open'
+        select p.job_id from payment_due p join job_status e on e.job_id = p.job_id
+        where p.node = any($1) and p.closed_at is null and e.status in ('completed', 'settling')
         union
-        select e.job_id from escrow_job e where e.node = any($1) and e.state = 'submitted'"#,
+        select e.job_id from escrow_job e where e.node = any($1) and e.state in ('submitted', 'disputed')"#,
         &nodes[..] as _
     )
     .fetch_all(db)

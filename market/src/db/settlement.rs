@@ -350,14 +350,14 @@ pub async fn has_indexed(db: &mut PgConnection, number: u64, hash: B256) -> Resu
 
 /// What the indexer has seen of the items of a batch that was mined as `tx_hash`. Ask only when it has seen the block.
 pub async fn outcomes(db: &mut PgConnection, batch: &PendingBatch, tx_hash: B256) -> Result<Vec<Outcome>, sqlx::Error> {
-    let awaited = match batch.kind {
-        Kind::Submit => "open",
-        Kind::Finalize => "submitted",
+    let awaited: Vec<String> = match batch.kind {
+        Kind::Submit => vec!["open".to_owned()],
+        Kind::Finalize => vec!["submitted".to_owned(), "disputed".to_owned()],
     };
     let rows = sqlx::query!(
-        r#"select i.job_id as "job_id: DbHash", e.state = $3 as unsettled, s.topics as "topics?", s.data as "data?"
+        r#"select i.job_id as "job_id: DbHash", e.escrow_state = any($3) as unsettled, s.topics as "topics?", s.data as "data?"
            from settlement_item i
-           left join escrow_job e on e.job_id = i.job_id
+           left join job_view e on e.job_id = i.job_id
            left join lateral (
                select c.topics, c.data from chain_event c
                where c.tx_hash = $2 and c.canonical and c.job_id = i.job_id and c.kind = 'Skipped'
@@ -368,7 +368,7 @@ pub async fn outcomes(db: &mut PgConnection, batch: &PendingBatch, tx_hash: B256
            order by i.position"#,
         batch.id,
         DbHash(tx_hash) as _,
-        awaited
+        &awaited
     )
     .fetch_all(db)
     .await?;

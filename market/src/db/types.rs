@@ -79,6 +79,12 @@ impl From<u128> for DbAmount {
         Self(Amount(U256::from(value)))
     }
 }
+impl DbAmount {
+    /// A number that the contracts keep in 64 bits, such as a nonce.
+    pub(super) fn to_u64(self) -> Result<u64, sqlx::Error> {
+        u64::try_from(self.0.0).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    }
+}
 impl From<DbAmount> for Amount {
     fn from(value: DbAmount) -> Self {
         value.0

@@ -101,19 +101,27 @@ impl Row {
     }
 }
 
-/// A query over `escrow_job e` and `job_work w`, narrowed to what a [`Worker`] can be given at a moment. An open order's job
+/// A query over `open_order e` and `job_work w`, narrowed to what a [`Worker`] can be given at a moment. An open order's job
 /// is not given again to a node that could not do it; one whose input is not stored here waits until it is.
 macro_rules! claimable {
     ($what:ident!($($ty:ty,)? $select:literal, $rest:literal), $worker:expr, $now:expr, $($arg:expr),*) => {
         sqlx::$what!(
             $($ty,)?
             $select + "
-             where e.state = 'open' and e.spec_valid and e.deadline >= $1 and e.operation = any($2)
+             where e.spec_valid and e.cancel_at is null and e.deadline >= $1 and e.operation = any($2)
                  and (e.order_node = $3 or (e.order_node = $4 and e.assigner = $5 and not exists (
                      select from job_attempt a where a.job_id = e.job_id and a.node = $3 and a.outcome is not null
                      having bool_or(a.outcome = 'failed') or count(*) >= $7
                  )))
                  and exists (select from blob b where b.cid = e.input_cid)
+                 and (e.rail = 'opened' or not exists (
+                     -- A voucher that the node has, or has redeemed, pays for this order: it would get nothing more.
+                     select from voucher v
+                     where v.requester = e.requester and v.node = $3 and v.token = e.token and v.covered_nonce >= e.nonce
+                     union all
+                     select from escrow_channel h
+                     where h.requester = e.requester and h.node = $3 and h.token = e.token and h.covered_nonce >= e.nonce
+                 ))
                  and (w.job_id is null or (w.state = 'queued' and (w.not_before is null or w.not_before <= $6)))
             " + $rest,
             $worker.deadline_from,
@@ -140,12 +148,11 @@ pub async fn candidates(
         query_scalar!(
             r#"select q.job_id as "job_id!: DbHash" from (
                 select e.job_id,
-                    floor(extract(epoch from e.opened_at) * 1000)::bigint
-                        - (coalesce(s.priority, 100) - 100)::bigint * $8::bigint as score
-                from escrow_job e
-                left join job_work w on w.job_id = e.job_id
-                left join job_submission s on s.job_id = e.job_id"#,
-            "order by e.opened_block, e.job_id limit $9
+                    floor(extract(epoch from e.enqueued_at) * 1000)::bigint
+                        - (e.priority - 100)::bigint * $8::bigint as score
+                from open_order e
+                left join job_work w on w.job_id = e.job_id"#,
+            "order by e.enqueued_at, e.job_id limit $9
             ) q
             order by q.score, q.job_id limit $10"
         ),
@@ -166,7 +173,7 @@ pub async fn ensure_rows(db: &mut PgConnection, job_ids: &[B256], now: DateTime<
     let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
     sqlx::query!(
         "insert into job_work (job_id, state, fence, attempts, updated_at)
-         select e.job_id, 'queued', 0, 0, $2 from escrow_job e
+         select e.job_id, 'queued', 0, 0, $2 from open_order e
          where e.job_id = any($1) and not exists (select from job_work w where w.job_id = e.job_id)
          order by e.job_id
          on conflict do nothing",
@@ -191,7 +198,7 @@ pub async fn lock_first(
             Row,
             r#"select w.job_id as "job_id: DbHash", w.state, w.fence, w.attempts, w.node as "node?: DbAddress",
                 w.leased_at, w.lease_expires_at, w.not_before
-            from escrow_job e join job_work w on w.job_id = e.job_id"#,
+            from open_order e join job_work w on w.job_id = e.job_id"#,
             "and e.job_id = any($8::bytea[])
             order by array_position($8::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
         ),
@@ -222,7 +229,7 @@ pub async fn lock(db: &mut PgConnection, job_id: B256) -> Result<Option<Work>, s
 /// Whose failures end the job that `holder` has a lease of.
 pub async fn tries(db: &mut PgConnection, job_id: B256, holder: Address) -> Result<Tries, sqlx::Error> {
     let row = sqlx::query!(
-        r#"select exists (select from escrow_job e where e.job_id = $1 and e.order_node <> $3) as "named!",
+        r#"select exists (select from job_order e where e.job_id = $1 and e.order_node <> $3) as "named!",
             (select count(distinct a.node)::integer from job_attempt a
              where a.job_id = $1 and a.node <> $2 and a.outcome is not null) as "others!""#,
         DbHash(job_id) as _,
@@ -262,7 +269,7 @@ pub async fn held(db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> R
     let rows = sqlx::query!(
         r#"select job_id as "job_id: DbHash", fence, lease_expires_at as "lease_expires_at!", attempts
            from job_work w where state = 'leased' and node = $1 and lease_expires_at > $2
-               and exists (select from escrow_job e where e.job_id = w.job_id)
+               and exists (select from job_order e where e.job_id = w.job_id)
            order by leased_at, job_id"#,
         DbAddress(node) as _,
         now

@@ -3,7 +3,9 @@
 //! The contracts are immutable, so a log of theirs that is not understood means that the wrong contract is indexed or that
 //! this code is wrong: an error, never something to skip.
 
-use alloy::primitives::{Address, B256, Bytes, keccak256};
+use std::collections::BTreeSet;
+
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::sol_types::{Eip712Domain, SolEvent, SolEventInterface, SolStruct, SolType, sol_data};
 use chrono::{DateTime, Utc};
 
@@ -11,6 +13,7 @@ use super::Key;
 use crate::abi::{
     IJobEscrow::{self, IJobEscrowEvents},
     INodeRegistry::{self, INodeRegistryEvents},
+    IOwnable2Step::{self, IOwnable2StepEvents},
     JobSpec, Order,
 };
 use crate::deployment::Deployment;
@@ -83,6 +86,26 @@ pub enum Event {
     JobRefunded(IJobEscrow::JobRefunded),
     Skipped(IJobEscrow::Skipped),
     EarnedWithdrawn(IJobEscrow::EarnedWithdrawn),
+    ChannelUpdated(IJobEscrow::ChannelUpdated),
+    VouchersRedeemed(Redeemed),
+    VoucherSkipped(IJobEscrow::VoucherSkipped),
+    ReservationChanged(IJobEscrow::ReservationChanged),
+    SessionUpdated(IJobEscrow::SessionUpdated),
+    SettlerSet(IJobEscrow::SettlerSet),
+    JobCancelling(IJobEscrow::JobCancelling),
+    JobDisputed(IJobEscrow::JobDisputed),
+    JobResolved(IJobEscrow::JobResolved),
+    FeeTaken(IJobEscrow::FeeTaken),
+    FeesWithdrawn(IJobEscrow::FeesWithdrawn),
+    FeeBpsSet(IJobEscrow::FeeBpsSet),
+    EscrowPausedSet(IJobEscrow::PausedSet),
+    RegistryPausedSet(INodeRegistry::PausedSet),
+    MinStakeSet(INodeRegistry::MinStakeSet),
+    BondLocked(INodeRegistry::BondLocked),
+    BondReleased(INodeRegistry::BondReleased),
+    Slashed(INodeRegistry::Slashed),
+    OwnershipTransferStarted(IOwnable2Step::OwnershipTransferStarted),
+    OwnershipTransferred(IOwnable2Step::OwnershipTransferred),
     NodeUpdated(Box<INodeRegistry::NodeUpdated>),
     Staked(INodeRegistry::Staked),
     Unbonding(INodeRegistry::Unbonding),
@@ -101,7 +124,65 @@ pub struct OpenedJob {
     /// Whether `spec` is byte for byte what is on the chain.
     pub spec_valid: bool,
     /// The requester's free balance afterwards.
-    pub free: alloy::primitives::U256,
+    pub free: U256,
+}
+
+/// What `VouchersRedeemed` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redeemed {
+    /// Who was credited.
+    pub node: Address,
+    /// Zero for the native coin.
+    pub token: Address,
+    /// The node's balance afterwards.
+    pub earned: U256,
+    /// One for each voucher that had effect, in the order of the batch.
+    pub redemptions: Vec<Redemption>,
+}
+
+/// What one voucher did to its channel. All amounts but `drawn` as they stand afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redemption {
+    /// Who pays.
+    pub requester: Address,
+    /// All that the channel ever paid.
+    pub claimed: U256,
+    /// Of the requester's account; zero where nothing was drawn.
+    pub free: U256,
+    /// Of the requester's account; zero where nothing was drawn.
+    pub thawing: U256,
+    /// What came from the account; the rest came from the reservation.
+    pub drawn: U256,
+    /// What is left of the reservation.
+    pub reserved: U256,
+    /// Orders up to this nonce are paid for.
+    pub covered_nonce: u64,
+}
+
+impl Redemption {
+    /// Bytes of one in the event.
+    const LENGTH: usize = 96;
+
+    /// Whether it touched the requester's account, so that `free` and `thawing` tell.
+    #[must_use]
+    pub fn has_drawn(&self) -> bool {
+        !self.drawn.is_zero()
+    }
+
+    /// Reads one as the event packs it: big-endian, requester (20 bytes), claimed (12), free (16), thawing (16), drawn (12),
+    /// reserved (12), coveredNonce (8).
+    fn read(packed: &[u8; Self::LENGTH]) -> Self {
+        let number = |from: usize, to: usize| U256::from_be_slice(&packed[from..to]);
+        Self {
+            requester: Address::from_slice(&packed[..20]),
+            claimed: number(20, 32),
+            free: number(32, 48),
+            thawing: number(48, 64),
+            drawn: number(64, 76),
+            reserved: number(76, 88),
+            covered_nonce: number(88, 96).to(),
+        }
+    }
 }
 
 /// Why a log of our contracts cannot be used.
@@ -178,6 +259,9 @@ fn decode_escrow(log: &RawLog) -> alloy::sol_types::Result<Event> {
     if log.topics.first() == Some(&IJobEscrow::JobOpened::SIGNATURE_HASH) {
         return Ok(Event::JobOpened(Box::new(decode_opened(log)?)));
     }
+    if let Some(event) = decode_ownership(log) {
+        return event;
+    }
     Ok(match IJobEscrowEvents::decode_raw_log(&log.topics, &log.data)? {
         IJobEscrowEvents::Deposited(event) => Event::Deposited(event),
         IJobEscrowEvents::Thawing(event) => Event::Thawing(event),
@@ -188,10 +272,46 @@ fn decode_escrow(log: &RawLog) -> alloy::sol_types::Result<Event> {
         IJobEscrowEvents::Skipped(event) => Event::Skipped(event),
         IJobEscrowEvents::EarnedWithdrawn(event) => Event::EarnedWithdrawn(event),
         IJobEscrowEvents::JobOpened(_) => Event::JobOpened(Box::new(decode_opened(log)?)),
+        IJobEscrowEvents::ChannelUpdated(event) => Event::ChannelUpdated(event),
+        IJobEscrowEvents::VouchersRedeemed(event) => Event::VouchersRedeemed(decode_redeemed(event)?),
+        IJobEscrowEvents::VoucherSkipped(event) => Event::VoucherSkipped(event),
+        IJobEscrowEvents::ReservationChanged(event) => Event::ReservationChanged(event),
+        IJobEscrowEvents::SessionUpdated(event) => Event::SessionUpdated(event),
+        IJobEscrowEvents::SettlerSet(event) => Event::SettlerSet(event),
+        IJobEscrowEvents::JobCancelling(event) => Event::JobCancelling(event),
+        IJobEscrowEvents::JobDisputed(event) => Event::JobDisputed(event),
+        IJobEscrowEvents::JobResolved(event) => Event::JobResolved(event),
+        IJobEscrowEvents::FeeTaken(event) => Event::FeeTaken(event),
+        IJobEscrowEvents::FeesWithdrawn(event) => Event::FeesWithdrawn(event),
+        IJobEscrowEvents::FeeBpsSet(event) => Event::FeeBpsSet(event),
+        IJobEscrowEvents::PausedSet(event) => Event::EscrowPausedSet(event),
     })
 }
 
+/// The events that both contracts have from their owners.
+fn decode_ownership(log: &RawLog) -> Option<alloy::sol_types::Result<Event>> {
+    let signature = log.topics.first()?;
+    IOwnable2StepEvents::SELECTORS.contains(&signature.0).then(|| {
+        Ok(match IOwnable2StepEvents::decode_raw_log(&log.topics, &log.data)? {
+            IOwnable2StepEvents::OwnershipTransferStarted(event) => Event::OwnershipTransferStarted(event),
+            IOwnable2StepEvents::OwnershipTransferred(event) => Event::OwnershipTransferred(event),
+        })
+    })
+}
+
+fn decode_redeemed(event: IJobEscrow::VouchersRedeemed) -> alloy::sol_types::Result<Redeemed> {
+    let (redemptions, rest) = event.redemptions.as_chunks();
+    if !rest.is_empty() {
+        return Err(alloy::sol_types::Error::custom("redemptions do not have 96 bytes each"));
+    }
+    let redemptions = redemptions.iter().map(Redemption::read).collect();
+    Ok(Redeemed { node: event.node, token: event.token, earned: event.earned, redemptions })
+}
+
 fn decode_registry(log: &RawLog) -> alloy::sol_types::Result<Event> {
+    if let Some(event) = decode_ownership(log) {
+        return event;
+    }
     Ok(match INodeRegistryEvents::decode_raw_log(&log.topics, &log.data)? {
         INodeRegistryEvents::NodeUpdated(mut event) => {
             event.uri = storable(&event.uri);
@@ -201,6 +321,11 @@ fn decode_registry(log: &RawLog) -> alloy::sol_types::Result<Event> {
         INodeRegistryEvents::Staked(event) => Event::Staked(event),
         INodeRegistryEvents::Unbonding(event) => Event::Unbonding(event),
         INodeRegistryEvents::Unbonded(event) => Event::Unbonded(event),
+        INodeRegistryEvents::BondLocked(event) => Event::BondLocked(event),
+        INodeRegistryEvents::BondReleased(event) => Event::BondReleased(event),
+        INodeRegistryEvents::Slashed(event) => Event::Slashed(event),
+        INodeRegistryEvents::MinStakeSet(event) => Event::MinStakeSet(event),
+        INodeRegistryEvents::PausedSet(event) => Event::RegistryPausedSet(event),
     })
 }
 
@@ -256,6 +381,25 @@ impl Event {
             Self::JobRefunded(_) => "JobRefunded",
             Self::Skipped(_) => "Skipped",
             Self::EarnedWithdrawn(_) => "EarnedWithdrawn",
+            Self::ChannelUpdated(_) => "ChannelUpdated",
+            Self::VouchersRedeemed(_) => "VouchersRedeemed",
+            Self::VoucherSkipped(_) => "VoucherSkipped",
+            Self::ReservationChanged(_) => "ReservationChanged",
+            Self::SessionUpdated(_) => "SessionUpdated",
+            Self::SettlerSet(_) => "SettlerSet",
+            Self::JobCancelling(_) => "JobCancelling",
+            Self::JobDisputed(_) => "JobDisputed",
+            Self::JobResolved(_) => "JobResolved",
+            Self::FeeTaken(_) => "FeeTaken",
+            Self::FeesWithdrawn(_) => "FeesWithdrawn",
+            Self::FeeBpsSet(_) => "FeeBpsSet",
+            Self::EscrowPausedSet(_) | Self::RegistryPausedSet(_) => "PausedSet",
+            Self::MinStakeSet(_) => "MinStakeSet",
+            Self::BondLocked(_) => "BondLocked",
+            Self::BondReleased(_) => "BondReleased",
+            Self::Slashed(_) => "Slashed",
+            Self::OwnershipTransferStarted(_) => "OwnershipTransferStarted",
+            Self::OwnershipTransferred(_) => "OwnershipTransferred",
             Self::NodeUpdated(_) => "NodeUpdated",
             Self::Staked(_) => "Staked",
             Self::Unbonding(_) => "Unbonding",
@@ -272,15 +416,21 @@ impl Event {
             Self::JobPaid(event) => Some(event.jobId),
             Self::JobRefunded(event) => Some(event.jobId),
             Self::Skipped(event) => Some(event.jobId),
+            Self::ChannelUpdated(event) => Some(event.jobId),
+            Self::JobCancelling(event) => Some(event.jobId),
+            Self::JobDisputed(event) => Some(event.jobId),
+            Self::JobResolved(event) => Some(event.jobId),
+            Self::FeeTaken(event) => Some(event.jobId),
             _ => None,
         }
     }
 
-    /// The rows that the event changes.
+    /// The rows that the event changes, each once.
     #[must_use]
     pub fn keys(&self) -> Vec<Key> {
         let account = |owner, token| Key::Account { owner, token };
         let earned = |node, token| Key::Earned { node, token };
+        let channel = |requester, node, token| Key::Channel { requester, node, token };
         match self {
             Self::Deposited(e) => vec![account(e.account, e.token)],
             Self::Thawing(e) => vec![account(e.account, e.token)],
@@ -289,12 +439,45 @@ impl Event {
             Self::ResultSubmitted(e) => vec![Key::Job(e.jobId), account(e.requester, e.token)],
             Self::JobPaid(e) => vec![Key::Job(e.jobId), account(e.requester, e.token), earned(e.node, e.token)],
             Self::JobRefunded(e) => vec![Key::Job(e.jobId), account(e.requester, e.token)],
-            Self::Skipped(_) => vec![],
+            Self::JobCancelling(e) => vec![Key::Job(e.jobId)],
+            Self::JobDisputed(e) => vec![Key::Job(e.jobId), account(e.requester, e.token)],
+            Self::JobResolved(e) => vec![Key::Job(e.jobId), account(e.requester, e.token), earned(e.node, e.token)],
+            Self::ChannelUpdated(e) => vec![account(e.requester, e.token), channel(e.requester, e.node, e.token)],
+            Self::VouchersRedeemed(e) => e.keys(),
+            Self::ReservationChanged(e) => vec![account(e.requester, e.token), channel(e.requester, e.node, e.token)],
+            Self::SessionUpdated(e) => vec![Key::Session { requester: e.requester, key: e.key, token: e.token }],
+            Self::SettlerSet(e) => vec![Key::Settler { node: e.node, settler: e.settler }],
+            Self::FeeTaken(e) => vec![Key::Fee(e.token)],
+            Self::FeesWithdrawn(e) => vec![Key::Fee(e.token)],
+            Self::FeeBpsSet(_) | Self::EscrowPausedSet(_) | Self::RegistryPausedSet(_) | Self::MinStakeSet(_) => {
+                vec![Key::Parameters]
+            }
+            Self::Skipped(_)
+            | Self::VoucherSkipped(_)
+            | Self::OwnershipTransferStarted(_)
+            | Self::OwnershipTransferred(_) => vec![],
             Self::EarnedWithdrawn(e) => vec![earned(e.node, e.token)],
             Self::NodeUpdated(e) => vec![Key::Node(e.node)],
             Self::Staked(e) => vec![Key::Node(e.node)],
             Self::Unbonding(e) => vec![Key::Node(e.node)],
             Self::Unbonded(e) => vec![Key::Node(e.node)],
+            Self::BondLocked(e) => vec![Key::Node(e.node)],
+            Self::BondReleased(e) => vec![Key::Node(e.node)],
+            Self::Slashed(e) => vec![Key::Node(e.node)],
         }
+    }
+}
+
+impl Redeemed {
+    fn keys(&self) -> Vec<Key> {
+        let mut keys = BTreeSet::from([Key::Earned { node: self.node, token: self.token }]);
+        for redemption in &self.redemptions {
+            let (requester, token) = (redemption.requester, self.token);
+            keys.insert(Key::Channel { requester, node: self.node, token });
+            if redemption.has_drawn() {
+                keys.insert(Key::Account { owner: requester, token });
+            }
+        }
+        keys.into_iter().collect()
     }
 }

@@ -348,6 +348,15 @@ fn roll_back(rows: &mut Rows, remaining: &[ChainEvent], undone: &[ChainEvent]) {
             Key::Account { owner, token } => replace(&mut rows.accounts, &folded.accounts, (owner, token)),
             Key::Earned { node, token } => replace(&mut rows.earned, &folded.earned, (node, token)),
             Key::Node(node) => replace(&mut rows.nodes, &folded.nodes, node),
+            Key::Channel { requester, node, token } => {
+                replace(&mut rows.channels, &folded.channels, (requester, node, token));
+            }
+            Key::Session { requester, key, token } => {
+                replace(&mut rows.sessions, &folded.sessions, (requester, key, token));
+            }
+            Key::Settler { node, settler } => replace(&mut rows.settlers, &folded.settlers, (node, settler)),
+            Key::Fee(token) => replace(&mut rows.fees, &folded.fees, token),
+            Key::Parameters => rows.parameters = folded.parameters,
         }
     }
 }
@@ -405,14 +414,14 @@ fn log_with_spec(texts: [&[u8]; 3]) -> RawLog {
 fn text_that_is_no_text_marks_the_spec_and_keeps_the_job() {
     for bad in [&b"a\0b"[..], b"\xff\xfe", b"\xed\xa0\x80"] {
         let event = ChainEvent::decode(log_with_spec([b"bafk", b"encrypt", bad]), &contracts()).unwrap();
-        let row = fold(std::slice::from_ref(&event)).jobs.into_values().next().unwrap();
+        let row = fold(std::slice::from_ref(&event)).jobs.into_values().next().unwrap().opened.unwrap();
         assert!(!row.spec_valid);
         assert_eq!(row.spec.operation, "encrypt");
         assert!(row.spec.params.contains('\u{FFFD}'), "{:?}", row.spec.params);
     }
     // A replacement character that was signed is text like any other.
     let event = ChainEvent::decode(log_with_spec([b"bafk", "\u{FFFD}".as_bytes(), b""]), &contracts()).unwrap();
-    assert!(fold(&[event]).jobs.values().next().unwrap().spec_valid);
+    assert!(fold(&[event]).jobs.values().next().unwrap().opened.as_ref().unwrap().spec_valid);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use alloy::primitives::{Address, B256, Bytes};
+use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
 use super::{from_db, to_db};
-use crate::db::types::{DbAddress, DbHash};
-use crate::fold::{ChainEvent, Key, RawLog};
+use crate::db::types::{DbAddress, DbAmount, DbHash};
+use crate::fold::{ChainEvent, Event, Key, RawLog};
 
 /// The key columns of an event.
 #[derive(Default)]
@@ -22,11 +23,22 @@ impl KeyColumns {
         let mut columns = Self::default();
         for key in event.event.keys() {
             match key {
-                Key::Job(_) => {}
+                Key::Job(_) | Key::Parameters => {}
                 Key::Account { owner, token } => (columns.account, columns.token) = (Some(owner), Some(token)),
                 Key::Earned { node, token } => (columns.node, columns.token) = (Some(node), Some(token)),
-                Key::Node(node) => columns.node = Some(node),
+                Key::Node(node) | Key::Settler { node, .. } => columns.node = Some(node),
+                Key::Channel { requester, node, token } => {
+                    columns = Self { account: Some(requester), node: Some(node), token: Some(token) };
+                }
+                Key::Session { requester, token, .. } => {
+                    (columns.account, columns.token) = (Some(requester), Some(token));
+                }
+                Key::Fee(token) => columns.token = Some(token),
             }
+        }
+        if let Event::VouchersRedeemed(_) = event.event {
+            // Its requesters are in chain_redemption.
+            columns.account = None;
         }
         columns
     }
@@ -61,51 +73,64 @@ pub(super) async fn insert(db: &mut PgConnection, events: &[ChainEvent]) -> Resu
         &keys.iter().map(|key| key.node.map(DbAddress)).collect::<Vec<_>>() as _,
         &keys.iter().map(|key| key.token.map(DbAddress)).collect::<Vec<_>>() as _,
     )
+    .execute(&mut *db)
+    .await?;
+    insert_redemptions(db, events).await
+}
+
+async fn insert_redemptions(db: &mut PgConnection, events: &[ChainEvent]) -> Result<(), sqlx::Error> {
+    let mut rows = Vec::new();
+    for event in events {
+        if let Event::VouchersRedeemed(redeemed) = &event.event {
+            for (position, redemption) in (0_i32..).zip(&redeemed.redemptions) {
+                rows.push((&event.log, position, redeemed, redemption));
+            }
+        }
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let log_indexes = rows.iter().map(|row| to_db(row.0.log_index)).collect::<Result<Vec<_>, _>>()?;
+    sqlx::query!(
+        "insert into chain_redemption (block_hash, log_index, position, requester, node, token, claimed, covered_nonce)
+         select * from unnest($1::bytea[], $2::bigint[], $3::integer[], $4::bytea[], $5::bytea[], $6::bytea[],
+                              $7::numeric[], $8::numeric[])
+         on conflict do nothing",
+        &rows.iter().map(|row| DbHash(row.0.block_hash)).collect::<Vec<_>>() as _,
+        &log_indexes,
+        &rows.iter().map(|row| row.1).collect::<Vec<_>>(),
+        &rows.iter().map(|row| DbAddress(row.3.requester)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| DbAddress(row.2.node)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| DbAddress(row.2.token)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| DbAmount::from(row.3.claimed)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| DbAmount::from(u128::from(row.3.covered_nonce))).collect::<Vec<_>>() as _,
+    )
     .execute(db)
     .await?;
     Ok(())
 }
 
-/// What [`orphan_above`] undid.
-pub(super) struct Undone {
-    /// How many events.
-    pub(super) events: u64,
-    /// The rows they had changed.
-    pub(super) keys: BTreeSet<Key>,
-}
-
-/// Marks the events of all blocks above `number` as no longer canonical.
-pub(super) async fn orphan_above(db: &mut PgConnection, number: u64) -> Result<Undone, sqlx::Error> {
-    let rows = sqlx::query!(
-        r#"update chain_event set canonical = false where canonical and block_number > $1
-           returning kind, job_id as "job_id?: DbHash", account as "account?: DbAddress", node as "node?: DbAddress",
-                     token as "token?: DbAddress""#,
+/// Marks the events of all blocks above `number` as no longer canonical, and says which they were.
+pub(super) async fn orphan_above(db: &mut PgConnection, number: u64) -> Result<Vec<RawLog>, sqlx::Error> {
+    let rows = sqlx::query_as!(
+        LogRow,
+        r#"update chain_event e set canonical = false
+           from chain_block b
+           where b.hash = e.block_hash and e.canonical and e.block_number > $1
+           returning e.block_hash as "block_hash: DbHash", e.log_index, e.block_number, b.mined_at,
+                     e.tx_hash as "tx_hash: DbHash", e.contract as "contract: DbAddress", e.topics, e.data"#,
         to_db(number)?
     )
     .fetch_all(db)
     .await?;
-    let mut undone = Undone { events: 0, keys: BTreeSet::new() };
-    for row in rows {
-        undone.events += 1;
-        let token = row.token.map(|token| token.0);
-        // A Skipped names a job, and perhaps one that does not exist, without changing it.
-        if let Some(job_id) = row.job_id.filter(|_| row.kind != "Skipped") {
-            undone.keys.insert(Key::Job(job_id.0));
-        }
-        if let (Some(owner), Some(token)) = (row.account, token) {
-            undone.keys.insert(Key::Account { owner: owner.0, token });
-        }
-        if let Some(node) = row.node {
-            undone.keys.insert(token.map_or(Key::Node(node.0), |token| Key::Earned { node: node.0, token }));
-        }
-    }
-    Ok(undone)
+    rows.into_iter().map(LogRow::read).collect()
 }
 
-/// The canonical events that changed the rows of `keys`, in the chain's order.
+/// The canonical events that changed the rows of `keys`, and perhaps others, in the chain's order.
 pub(super) async fn canonical_of(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<Vec<RawLog>, sqlx::Error> {
     let by_key = ByKey::of(keys);
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        LogRow,
         r#"with touching as (
                select e.block_hash, e.log_index from chain_event e
                where e.canonical and e.job_id = any($1::bytea[])
@@ -113,11 +138,21 @@ pub(super) async fn canonical_of(db: &mut PgConnection, keys: &BTreeSet<Key>) ->
                select e.block_hash, e.log_index from unnest($2::bytea[], $3::bytea[]) as k (owner, token)
                join chain_event e on e.canonical and e.account = k.owner and e.token = k.token
                union
+               select e.block_hash, e.log_index from unnest($2::bytea[], $3::bytea[]) as k (owner, token)
+               join chain_redemption r on r.requester = k.owner and r.token = k.token
+               join chain_event e on e.canonical and e.block_hash = r.block_hash and e.log_index = r.log_index
+               union
                select e.block_hash, e.log_index from unnest($4::bytea[], $5::bytea[]) as k (node, token)
                join chain_event e on e.canonical and e.node = k.node and e.token = k.token
                union
                select e.block_hash, e.log_index from unnest($6::bytea[]) as k (node)
                join chain_event e on e.canonical and e.node = k.node and e.token is null
+               union
+               select e.block_hash, e.log_index from chain_event e
+               where e.canonical and e.account is null and e.node is null and e.token = any($7::bytea[])
+               union
+               select e.block_hash, e.log_index from chain_event e
+               where $8 and e.canonical and e.account is null and e.node is null and e.token is null
            )
            select e.block_hash as "block_hash: DbHash", e.log_index, e.block_number, b.mined_at,
                   e.tx_hash as "tx_hash: DbHash", e.contract as "contract: DbAddress", e.topics, e.data
@@ -130,24 +165,40 @@ pub(super) async fn canonical_of(db: &mut PgConnection, keys: &BTreeSet<Key>) ->
         &by_key.owners_tokens as _,
         &by_key.earners as _,
         &by_key.earners_tokens as _,
-        &by_key.nodes as _
+        &by_key.nodes as _,
+        &by_key.fee_tokens as _,
+        by_key.parameters
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(RawLog {
-                block_number: from_db(row.block_number)?,
-                block_hash: row.block_hash.0,
-                mined_at: row.mined_at,
-                tx_hash: row.tx_hash.0,
-                log_index: from_db(row.log_index)?,
-                contract: row.contract.0,
-                topics: row.topics.chunks_exact(32).map(B256::from_slice).collect(),
-                data: Bytes::from(row.data),
-            })
+    rows.into_iter().map(LogRow::read).collect()
+}
+
+/// A [`RawLog`] in its columns.
+struct LogRow {
+    block_hash: DbHash,
+    log_index: i64,
+    block_number: i64,
+    mined_at: DateTime<Utc>,
+    tx_hash: DbHash,
+    contract: DbAddress,
+    topics: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl LogRow {
+    fn read(self) -> Result<RawLog, sqlx::Error> {
+        Ok(RawLog {
+            block_number: from_db(self.block_number)?,
+            block_hash: self.block_hash.0,
+            mined_at: self.mined_at,
+            tx_hash: self.tx_hash.0,
+            log_index: from_db(self.log_index)?,
+            contract: self.contract.0,
+            topics: self.topics.chunks_exact(32).map(B256::from_slice).collect(),
+            data: Bytes::from(self.data),
         })
-        .collect()
+    }
 }
 
 /// Keys as arrays for `unnest`.
@@ -159,6 +210,8 @@ struct ByKey {
     earners: Vec<DbAddress>,
     earners_tokens: Vec<DbAddress>,
     nodes: Vec<DbAddress>,
+    fee_tokens: Vec<DbAddress>,
+    parameters: bool,
 }
 
 impl ByKey {
@@ -167,7 +220,9 @@ impl ByKey {
         for key in keys {
             match *key {
                 Key::Job(job_id) => by_key.jobs.push(DbHash(job_id)),
-                Key::Account { owner, token } => {
+                Key::Account { owner, token }
+                | Key::Channel { requester: owner, token, .. }
+                | Key::Session { requester: owner, token, .. } => {
                     by_key.owners.push(DbAddress(owner));
                     by_key.owners_tokens.push(DbAddress(token));
                 }
@@ -175,7 +230,9 @@ impl ByKey {
                     by_key.earners.push(DbAddress(node));
                     by_key.earners_tokens.push(DbAddress(token));
                 }
-                Key::Node(node) => by_key.nodes.push(DbAddress(node)),
+                Key::Node(node) | Key::Settler { node, .. } => by_key.nodes.push(DbAddress(node)),
+                Key::Fee(token) => by_key.fee_tokens.push(DbAddress(token)),
+                Key::Parameters => by_key.parameters = true,
             }
         }
         by_key

@@ -15,6 +15,11 @@ struct Tables {
     accounts: Vec<(Address, Address)>,
     earned: Vec<(Address, Address)>,
     nodes: Vec<Address>,
+    channels: Vec<(Address, Address, Address)>,
+    sessions: Vec<(Address, Address, Address)>,
+    settlers: Vec<(Address, Address)>,
+    fees: Vec<Address>,
+    parameters: bool,
 }
 
 impl Tables {
@@ -26,6 +31,11 @@ impl Tables {
                 Key::Account { owner, token } => tables.accounts.push((owner, token)),
                 Key::Earned { node, token } => tables.earned.push((node, token)),
                 Key::Node(node) => tables.nodes.push(node),
+                Key::Channel { requester, node, token } => tables.channels.push((requester, node, token)),
+                Key::Session { requester, key, token } => tables.sessions.push((requester, key, token)),
+                Key::Settler { node, settler } => tables.settlers.push((node, settler)),
+                Key::Fee(token) => tables.fees.push(token),
+                Key::Parameters => tables.parameters = true,
             }
         }
         tables
@@ -43,6 +53,11 @@ pub(super) async fn load(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<
         accounts: escrow::accounts(db, &tables.accounts).await?,
         earned: escrow::earned(db, &tables.earned).await?,
         nodes: registry::nodes(db, &tables.nodes).await?,
+        channels: escrow::channels(db, &tables.channels).await?,
+        sessions: escrow::sessions(db, &tables.sessions).await?,
+        settlers: escrow::settlers(db, &tables.settlers).await?,
+        fees: escrow::fees(db, &tables.fees).await?,
+        parameters: if tables.parameters { escrow::parameters(db).await? } else { None },
     })
 }
 
@@ -54,6 +69,13 @@ pub(super) async fn save(db: &mut PgConnection, rows: &Rows) -> Result<(), sqlx:
     escrow::save_jobs(db, &rows.jobs).await?;
     escrow::save_accounts(db, &rows.accounts).await?;
     escrow::save_earned(db, &rows.earned).await?;
+    escrow::save_channels(db, &rows.channels).await?;
+    escrow::save_sessions(db, &rows.sessions).await?;
+    escrow::save_settlers(db, &rows.settlers).await?;
+    escrow::save_fees(db, &rows.fees).await?;
+    if let Some(parameters) = &rows.parameters {
+        escrow::save_parameters(db, parameters).await?;
+    }
     registry::save_nodes(db, &rows.nodes).await
 }
 
@@ -67,5 +89,12 @@ pub(super) async fn delete_missing(
     escrow::delete_jobs(db, &missing.jobs).await?;
     escrow::delete_accounts(db, &missing.accounts).await?;
     escrow::delete_earned(db, &missing.earned).await?;
+    escrow::delete_channels(db, &missing.channels).await?;
+    escrow::delete_sessions(db, &missing.sessions).await?;
+    escrow::delete_settlers(db, &missing.settlers).await?;
+    escrow::delete_fees(db, &missing.fees).await?;
+    if missing.parameters {
+        escrow::delete_parameters(db).await?;
+    }
     registry::delete_nodes(db, &missing.nodes).await
 }

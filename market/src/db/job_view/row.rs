@@ -5,8 +5,10 @@ use bigdecimal::{BigDecimal, ToPrimitive};
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 
-use super::types::{ChainPoint, Completion, Due, JobView, Lease, PendingBatch, Settled};
+use super::types::{ChainPoint, Completion, Dispute, Due, JobView, Lease, PendingBatch, Settled};
+use crate::Amount;
 use crate::abi::{JobSpec, Order};
+use crate::db::order::Rail;
 use crate::db::types::{DbAddress, DbAmount, DbHash};
 use crate::job::{Fence, JobStatus};
 use crate::order::{OrderJson, SpecJson};
@@ -17,6 +19,7 @@ pub(super) struct Row {
     pub(super) status: String,
     pub(super) listed_at: DateTime<Utc>,
     pub(super) requester: DbAddress,
+    pub(super) rail: Option<String>,
     pub(super) token: Option<DbAddress>,
     pub(super) max_price: Option<DbAmount>,
     pub(super) order_node: Option<DbAddress>,
@@ -38,11 +41,15 @@ pub(super) struct Row {
     pub(super) opened_block: Option<i64>,
     pub(super) opened_tx: Option<DbHash>,
     pub(super) opened_at: Option<DateTime<Utc>>,
+    pub(super) cancel_at: Option<DateTime<Utc>>,
     pub(super) settled_node: Option<DbAddress>,
     pub(super) settled_price: Option<DbAmount>,
     pub(super) settled_result_hash: Option<DbHash>,
     pub(super) finalize_at: Option<DateTime<Utc>>,
     pub(super) submitted_tx: Option<DbHash>,
+    pub(super) dispute_bond: Option<DbAmount>,
+    pub(super) decide_by: Option<DateTime<Utc>>,
+    pub(super) resolved_paid: Option<DbAmount>,
     pub(super) closed_block: Option<i64>,
     pub(super) closed_tx: Option<DbHash>,
     pub(super) closed_at: Option<DateTime<Utc>>,
@@ -79,7 +86,7 @@ macro_rules! select_jobs {
             Row,
             r#"select j.job_id as "job_id!: DbHash", j.status as "status!", j.listed_at as "listed_at!",
                 j.requester as "requester!: DbAddress",
-                j.token as "token?: DbAddress", j.max_price as "max_price?: DbAmount",
+                j.rail as "rail?", j.token as "token?: DbAddress", j.max_price as "max_price?: DbAmount",
                 j.order_node as "order_node?: DbAddress", j.assigner as "assigner?: DbAddress",
                 j.spec_hash as "spec_hash?: DbHash", j.deadline as "deadline!",
                 j.challenge_window_secs as "challenge_window_secs?", j.arbiter as "arbiter?: DbAddress",
@@ -88,9 +95,10 @@ macro_rules! select_jobs {
                 j.order_json as "order_json?: Json<OrderJson>", j.spec_json as "spec_json?: Json<SpecJson>",
                 j.announced_at as "announced_at?", j.priority as "priority!",
                 j.opened_block as "opened_block?", j.opened_tx as "opened_tx?: DbHash", j.opened_at as "opened_at?",
-                j.settled_node as "settled_node?: DbAddress", j.settled_price as "settled_price?: DbAmount",
+                j.cancel_at as "cancel_at?", j.settled_node as "settled_node?: DbAddress", j.settled_price as "settled_price?: DbAmount",
                 j.settled_result_hash as "settled_result_hash?: DbHash", j.finalize_at as "finalize_at?",
-                j.submitted_tx as "submitted_tx?: DbHash",
+                j.submitted_tx as "submitted_tx?: DbHash", j.dispute_bond as "dispute_bond?: DbAmount",
+                j.decide_by as "decide_by?", j.resolved_paid as "resolved_paid?: DbAmount",
                 j.closed_block as "closed_block?", j.closed_tx as "closed_tx?: DbHash", j.closed_at as "closed_at?",
                 j.work_state as "work_state?", j.fence as "fence?", j.attempts as "attempts?",
                 j.work_node as "work_node?: DbAddress", j.leased_at as "leased_at?",
@@ -133,8 +141,8 @@ fn point(tx: Option<DbHash>, block: Option<i64>, at: Option<DateTime<Utc>>) -> R
 }
 
 impl Row {
-    /// Columns of the escrow, or nothing where the job is only announced.
-    fn opened_order(&self) -> Result<Option<(Order, JobSpec)>, sqlx::Error> {
+    /// What was opened or signed, or nothing where the job is only announced.
+    fn agreed_order(&self) -> Result<Option<(Order, JobSpec)>, sqlx::Error> {
         let (Some(token), Some(max_price), Some(node), Some(assigner), Some(spec_hash), Some(arbiter)) =
             (self.token, self.max_price, self.order_node, self.assigner, self.spec_hash, self.arbiter)
         else {
@@ -205,13 +213,17 @@ impl TryFrom<Row> for JobView {
     type Error = sqlx::Error;
 
     fn try_from(row: Row) -> Result<Self, Self::Error> {
-        let (order, spec) = match row.opened_order()? {
-            Some(opened) => opened,
+        let (order, spec) = match row.agreed_order()? {
+            Some(agreed) => agreed,
             None => row.announced_order()?,
         };
         Ok(Self {
             job_id: row.job_id.0,
             stored_status: parse_status(&row.status)?,
+            rail: row.rail.as_deref().map(Rail::parse).transpose()?,
+            cancel_at: row.cancel_at,
+            dispute: row.dispute_bond.zip(row.decide_by).map(|(bond, decide_by)| Dispute { bond: bond.0, decide_by }),
+            resolved_paid: row.resolved_paid.map(Amount::from),
             chain_id: row.chain_id.map(|id| decode(u64::try_from(id))).transpose()?,
             order,
             spec,

@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
+use crate::db::order::Rail;
 use crate::job::{Fence, JobStatus};
 use crate::redis::keys::queue_score;
 
@@ -17,7 +18,9 @@ pub struct JobView {
     pub stored_status: JobStatus,
     /// EIP-155 id of the chain that is indexed; nothing before the indexer's first block.
     pub chain_id: Option<u64>,
-    /// As opened, or as announced where it is not on the chain.
+    /// How it is paid; nothing while it is only announced.
+    pub rail: Option<Rail>,
+    /// As opened or signed, or as announced where it is neither.
     pub order: Order,
     /// As opened, or as announced.
     pub spec: JobSpec,
@@ -59,8 +62,23 @@ pub struct JobView {
     pub batch: Option<PendingBatch>,
     /// Why the settler tries no longer.
     pub hold_reason: Option<String>,
-    /// The payment or refund.
+    /// From when on no result settles, if the requester gave notice.
+    pub cancel_at: Option<DateTime<Utc>>,
+    /// The requester's objection to the result.
+    pub dispute: Option<Dispute>,
+    /// What the arbiter gave the node of the price, in the token's smallest unit.
+    pub resolved_paid: Option<Amount>,
+    /// The payment, refund or decision.
     pub closed: Option<ChainPoint>,
+}
+
+/// An objection to a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dispute {
+    /// What the requester locked, in the token's smallest unit.
+    pub bond: Amount,
+    /// End of the arbiter's time.
+    pub decide_by: DateTime<Utc>,
 }
 
 /// Where on the chain something happened.

@@ -1,0 +1,153 @@
+//! The ledger: `ledger_entry`, append-only. Writer: the indexer. The database itself refuses entries that do not balance, and
+//! any change of entries that were written.
+
+use std::collections::BTreeSet;
+
+use alloy::primitives::{Address, B256, I256};
+use bigdecimal::{BigDecimal, num_bigint::BigInt};
+use sqlx::postgres::PgConnection;
+
+use super::chain::to_db;
+use super::types::{DbAddress, DbHash};
+use crate::fold::RawLog;
+use crate::ledger::{Account, Entry};
+
+/// An entry and the log that it follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Booked {
+    block_hash: B256,
+    log_index: u64,
+    entry: Entry,
+}
+
+impl Booked {
+    /// `entry` as `log` brought it about.
+    #[must_use]
+    pub fn new(log: &RawLog, entry: Entry) -> Self {
+        Self { block_hash: log.block_hash, log_index: log.log_index, entry }
+    }
+}
+
+/// Writes entries. All those of one log must be among them.
+pub(super) async fn append(db: &mut PgConnection, book: &[Booked]) -> Result<(), sqlx::Error> {
+    if book.is_empty() {
+        return Ok(());
+    }
+    let log_indexes = book.iter().map(|row| to_db(row.log_index)).collect::<Result<Vec<_>, _>>()?;
+    let accounts = || book.iter().map(|row| row.entry.account);
+    let node = |account| match account {
+        Account::Reserved { node, .. } => Some(DbAddress(node)),
+        _ => None,
+    };
+    let job = |account| match account {
+        Account::Job(job_id) => Some(DbHash(job_id)),
+        _ => None,
+    };
+    sqlx::query!(
+        "insert into ledger_entry (block_hash, log_index, reversal, account, owner, node, job_id, token, amount)
+         select b, l, false, a, o, n, j, t, m
+         from unnest($1::bytea[], $2::bigint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bytea[],
+                     $8::numeric[]) as e (b, l, a, o, n, j, t, m)",
+        &book.iter().map(|row| DbHash(row.block_hash)).collect::<Vec<_>>() as _,
+        &log_indexes,
+        &accounts().map(|account| account.name().to_owned()).collect::<Vec<_>>(),
+        &accounts().map(|account| account.owner().map(DbAddress)).collect::<Vec<_>>() as _,
+        &accounts().map(node).collect::<Vec<_>>() as _,
+        &accounts().map(job).collect::<Vec<_>>() as _,
+        &book.iter().map(|row| DbAddress(row.entry.token)).collect::<Vec<_>>() as _,
+        &book.iter().map(|row| decimal(row.entry.amount)).collect::<Vec<_>>()
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Takes back what the logs of `blocks` brought about. A block that comes back is entered again.
+pub(super) async fn reverse(db: &mut PgConnection, blocks: &BTreeSet<B256>) -> Result<(), sqlx::Error> {
+    let blocks: Vec<DbHash> = blocks.iter().copied().map(DbHash).collect();
+    sqlx::query!(
+        "insert into ledger_entry (block_hash, log_index, reversal, account, owner, node, job_id, token, amount)
+         select block_hash, log_index, true, account, owner, node, job_id, token, -sum(amount)
+         from ledger_entry
+         where block_hash = any($1::bytea[])
+         group by block_hash, log_index, account, owner, node, job_id, token
+         having sum(amount) <> 0
+         order by block_hash, log_index",
+        &blocks as _
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// What an account holds by the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balance {
+    /// Which account.
+    pub account: Account,
+    /// Zero for the native coin.
+    pub token: Address,
+    /// In the token's smallest unit; negative for the world, which gave what the contracts hold.
+    pub amount: I256,
+}
+
+/// The balances of all accounts that are not empty.
+pub async fn balances(db: &mut PgConnection) -> Result<Vec<Balance>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select account, owner as "owner?: DbAddress", node as "node?: DbAddress", job_id as "job_id?: DbHash",
+                  token as "token: DbAddress", sum(amount) as "amount!"
+           from ledger_entry
+           group by account, owner, node, job_id, token
+           having sum(amount) <> 0
+           order by account, owner, node, job_id, token"#
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let account = read_account(
+                &row.account,
+                row.owner.map(Address::from),
+                row.node.map(Address::from),
+                row.job_id.map(B256::from),
+            )?;
+            Ok(Balance { account, token: row.token.0, amount: integer(&row.amount)? })
+        })
+        .collect()
+}
+
+fn read_account(
+    name: &str,
+    owner: Option<Address>,
+    node: Option<Address>,
+    job_id: Option<B256>,
+) -> Result<Account, sqlx::Error> {
+    match (name, owner, node, job_id) {
+        ("world", ..) => Ok(Account::World),
+        ("free", Some(owner), ..) => Ok(Account::Free(owner)),
+        ("thawing", Some(owner), ..) => Ok(Account::Thawing(owner)),
+        ("reserved", Some(requester), Some(node), _) => Ok(Account::Reserved { requester, node }),
+        ("job", _, _, Some(job_id)) => Ok(Account::Job(job_id)),
+        ("earned", Some(node), ..) => Ok(Account::Earned(node)),
+        ("fee", ..) => Ok(Account::Fee),
+        ("stake", Some(node), ..) => Ok(Account::Stake(node)),
+        ("unbonding", Some(node), ..) => Ok(Account::Unbonding(node)),
+        ("transit", ..) => Ok(Account::Transit),
+        ("suspense", ..) => Ok(Account::Suspense),
+        _ => Err(sqlx::Error::Decode(format!("{name:?} is not an account of the ledger").into())),
+    }
+}
+
+fn decimal(amount: I256) -> BigDecimal {
+    let (sign, magnitude) = amount.into_sign_and_abs();
+    let digits = BigInt::from_bytes_be(bigdecimal::num_bigint::Sign::Plus, &magnitude.to_be_bytes::<32>());
+    BigDecimal::from(if sign.is_negative() { -digits } else { digits })
+}
+
+fn integer(amount: &BigDecimal) -> Result<I256, sqlx::Error> {
+    amount
+        .with_scale(0)
+        .to_plain_string()
+        .parse()
+        .map_err(|_| sqlx::Error::Decode(format!("{amount} exceeds 256 bits").into()))
+}
