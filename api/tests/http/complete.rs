@@ -37,7 +37,7 @@ async fn a_result_completes_the_job_and_makes_its_payment_due_once() {
 
     let stored = work::completion(&mut api.pool.acquire().await.unwrap(), job_id).await.unwrap().unwrap();
     let jobs = escrow::jobs(&mut api.pool.acquire().await.unwrap(), &[job_id]).await.unwrap();
-    assert_eq!(stored.assignment_expiry, jobs[&job_id].order.deadline);
+    assert_eq!(stored.assignment_expiry, jobs[&job_id].opened.as_ref().unwrap().order.deadline);
     let domain = deployment().domain();
     let digest = typed_data::assignment_digest(job_id, node.address(), stored.assignment_expiry, &domain);
     assert_eq!(typed_data::recover(&stored.assignment_signature, digest), Ok(assigner().address()));
@@ -176,8 +176,13 @@ async fn a_paid_job_shows_the_transaction() {
     let mut job = jobs.remove(&job_id).unwrap();
     let paid = B256::repeat_byte(0x9a);
     job.state = EscrowState::Paid;
-    job.result =
-        Some(JobResult { node: node.address(), price: 900_u128.into(), result_hash: output.digest(), window: None });
+    job.result = Some(JobResult {
+        node: node.address(),
+        price: 900_u128.into(),
+        token: Address::ZERO,
+        result_hash: output.digest(),
+        window: None,
+    });
     job.closed_when = Some(Moment { block: 3, tx: paid, at: clock::now() });
     api.save_job(job_id, job).await;
     let seen = api.get(&format!("/lit-compute/jobs/{job_id}")).await.ok();

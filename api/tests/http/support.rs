@@ -19,7 +19,7 @@ use market::{
     abi::{JobSpec, Order},
     clock, db,
     deployment::{Deployment, EscrowParams, RegistryParams},
-    fold::{EscrowAccount, EscrowJob, EscrowState, Moment, RegistryNode},
+    fold::{BondRecord, EscrowAccount, EscrowJob, EscrowState, Moment, Opened, RegistryNode},
     order::{OrderJson, SpecJson},
     redis::{Client, keys::Keys},
     rpc, typed_data,
@@ -211,6 +211,7 @@ impl Api {
             stake: stake.into(),
             unbonding: Amount::ZERO,
             unbond_end: None,
+            record: BondRecord::default(),
         };
         let nodes = BTreeMap::from([(node, registered)]);
         db::registry::save_nodes(&mut self.pool.acquire().await.unwrap(), &nodes).await.unwrap();
@@ -242,12 +243,18 @@ impl Api {
     pub async fn open_without_input(&self, order: &Order, spec: &JobSpec) -> B256 {
         let job_id = job_id(order);
         let job = EscrowJob {
-            order: order.clone(),
-            spec: spec.clone(),
-            spec_valid: true,
-            opened_when: Moment { block: 1, tx: keccak256(job_id), at: clock::now() },
+            requester: order.requester,
+            opened: Some(Opened {
+                order: order.clone(),
+                spec: spec.clone(),
+                spec_valid: true,
+                when: Moment { block: 1, tx: keccak256(job_id), at: clock::now() },
+            }),
             state: EscrowState::Open,
+            cancel_at: None,
             result: None,
+            dispute: None,
+            resolution: None,
             closed_when: None,
         };
         self.save_job(job_id, job).await;

@@ -95,12 +95,9 @@ fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error 
 
 /// Whether a result can still be settled on the order: its money is locked, or promised and neither paid nor taken back.
 pub async fn is_open(db: &mut PgConnection, job_id: B256) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"select exists (select from open_order where job_id = $1) as "open!""#,
-        DbHash(job_id) as _
-    )
-    .fetch_one(db)
-    .await
+    sqlx::query_scalar!(r#"select exists (select from open_order where job_id = $1) as "open!""#, DbHash(job_id) as _)
+        .fetch_one(db)
+        .await
 }
 
 /// Keeps a signed order, its deadline no later than the end of the year 9999. False, and nothing changed, if it was kept
