@@ -249,7 +249,27 @@ abstract contract Base is Test {
     function _redeemBy(Vm.Wallet memory by, uint128 cumulative, uint64 coveredNonce) internal {
         KeyVoucher[] memory vouchers = _keyVoucher(by, cumulative, coveredNonce);
         vm.prank(node.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        _redeemKeys(node.addr, NATIVE, vouchers);
+    }
+
+    /// @dev How `redeem` takes its vouchers is known here and nowhere else.
+    function _redeemCall(address to, address token_, KeyVoucher[] memory vouchers)
+        internal
+        pure
+        returns (bytes memory)
+    {
+        return abi.encodeCall(IJobEscrow.redeem, (to, token_, vouchers));
+    }
+
+    /// @dev One external call and nothing else, so that cheats meant for the next call are meant for this one.
+    function _redeemKeys(address to, address token_, KeyVoucher[] memory vouchers) internal {
+        (bool done, bytes memory reason) = address(escrow).call(_redeemCall(to, token_, vouchers));
+        // An expected revert counts as done.
+        if (!done) {
+            assembly {
+                revert(add(reason, 0x20), mload(reason))
+            }
+        }
     }
 
     function _redeem(uint128 cumulative, uint64 coveredNonce) internal {
