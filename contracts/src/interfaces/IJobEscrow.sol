@@ -233,7 +233,8 @@ interface IJobEscrow {
         uint256 earned
     );
 
-    /// @notice The whole lock went back to the requester, whose balance is now `free`.
+    /// @notice The whole lock went back to the requester, whose balance is now `free`. Where a voucher had paid for the job, it
+    /// went into the channel's reservation, of which `ReservationChanged` tells.
     event JobRefunded(bytes32 indexed jobId, address indexed requester, address token, uint128 amount, uint256 free);
 
     /// @notice A signed order drew on the requester's account or was paid for. All amounts as they stand afterwards.
