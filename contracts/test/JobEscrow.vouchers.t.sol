@@ -1,16 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
-import {
-    IJobEscrow,
-    JobState,
-    KeyVoucher,
-    Order,
-    Result,
-    SignedVoucher,
-    SkipReason
-} from "../src/interfaces/IJobEscrow.sol";
-import {Base} from "./Base.sol";
+import {IJobEscrow, JobState, Order, Result, SignedVoucher, SkipReason} from "../src/interfaces/IJobEscrow.sol";
+import {Base, KeyVoucher} from "./Base.sol";
 import {KeyWallet, RevertingWallet} from "./mocks/Wallets.sol";
 
 contract RedeemTest is Base {
@@ -105,7 +97,7 @@ contract RedeemTest is Base {
         KeyVoucher[] memory vouchers = _keyVoucher(requester, 1, type(uint64).max);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, requester.addr));
         vm.prank(requester.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         SignedVoucher[] memory signed = _signedVoucher(1, type(uint64).max, new Order[](0));
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, requester.addr));
         vm.prank(requester.addr);
@@ -120,13 +112,13 @@ contract RedeemTest is Base {
         vm.prank(node.addr);
         escrow.setSettler(settler, true);
         vm.prank(settler);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         assertEq(escrow.earned(node.addr, NATIVE), 1);
         vm.prank(node.addr);
         escrow.setSettler(settler, false);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, settler));
         vm.prank(settler);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
     }
 
     function test_SkipsWhen_SignedByAnother() external {
@@ -145,9 +137,9 @@ contract RedeemTest is Base {
         (vouchers[0].cumulative, vouchers[0].coveredNonce) = (cumulative, coveredNonce);
         vm.startPrank(node.addr);
         vm.record();
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         (vouchers[0].r, vouchers[0].vs) = (r, vs);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         _assertNothingWritten();
     }
 
@@ -163,7 +155,7 @@ contract RedeemTest is Base {
             vm.expectEmit(address(escrow));
             emit IJobEscrow.VoucherSkipped(requester.addr, node.addr, NATIVE, 4, SkipReason.BadVoucherSignature);
             vm.prank(node.addr);
-            escrow.redeem(node.addr, NATIVE, vouchers);
+            escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         }
     }
 
@@ -172,11 +164,11 @@ contract RedeemTest is Base {
         KeyVoucher[] memory vouchers = _keyVoucher(requester, 4, 4);
         vm.record();
         vm.prank(otherNode.addr);
-        escrow.redeem(otherNode.addr, NATIVE, vouchers);
+        escrow.redeem(otherNode.addr, NATIVE, _packed(vouchers));
         vm.startPrank(node.addr);
-        escrow.redeem(node.addr, address(token), vouchers);
+        escrow.redeem(node.addr, address(token), _packed(vouchers));
         vm.chainId(block.chainid + 1);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         _assertNothingWritten();
     }
 
@@ -202,7 +194,7 @@ contract RedeemTest is Base {
         vm.expectEmit(address(escrow));
         emit IJobEscrow.VoucherSkipped(address(0), node.addr, NATIVE, 1, SkipReason.InsufficientFunds);
         vm.prank(node.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
     }
 
     /// @dev Good and bad ones do together what they would do alone, and the event tells of the good ones only.
@@ -220,13 +212,13 @@ contract RedeemTest is Base {
         vm.expectEmit(address(escrow));
         emit IJobEscrow.VouchersRedeemed(node.addr, NATIVE, 5, told);
         vm.prank(node.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
     }
 
     function test_NothingIsToldOfNothing() external {
         vm.recordLogs();
         vm.startPrank(node.addr);
-        escrow.redeem(node.addr, NATIVE, new KeyVoucher[](0));
+        escrow.redeem(node.addr, NATIVE, "");
         escrow.redeemSigned(node.addr, NATIVE, new SignedVoucher[](0));
         assertEq(vm.getRecordedLogs().length, 0);
     }
