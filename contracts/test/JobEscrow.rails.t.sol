@@ -3,10 +3,12 @@ pragma solidity ^0.8.37;
 
 import {Vm} from "forge-std/Vm.sol";
 
-import {IJobEscrow, JobState, KeyVoucher, Order, SignedVoucher} from "../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobState, Order, SignedVoucher} from "../src/interfaces/IJobEscrow.sol";
+import {KeyVoucher} from "./Base.sol";
 import {Orderings} from "./rails/Orderings.sol";
 
-abstract contract RailsTest is Orderings {
+/// @notice What the cases share.
+abstract contract RailsCase is Orderings {
     function _submitCall(Order memory order, uint128 price) internal view returns (bytes memory) {
         return abi.encodeCall(IJobEscrow.submitResults, (_batch(_signedResult(order, price))));
     }
@@ -27,7 +29,7 @@ abstract contract RailsTest is Orderings {
 }
 
 /// @notice Two orders that are paid at once, and a voucher that covers the first.
-contract RailsAtOnceTest is RailsTest {
+contract RailsAtOnceTest is RailsCase {
     function setUp() public override {
         super.setUp();
         _deposit(FUNDS);
@@ -49,7 +51,7 @@ contract RailsAtOnceTest is RailsTest {
 }
 
 /// @notice An order with a window, one paid at once, and vouchers that cover the first or both.
-contract RailsWindowTest is RailsTest {
+contract RailsWindowTest is RailsCase {
     function setUp() public override {
         super.setUp();
         _deposit(FUNDS);
@@ -71,7 +73,7 @@ contract RailsWindowTest is RailsTest {
 }
 
 /// @notice Nobody signs a voucher: the requester signed two orders and is silent, or takes back what it can.
-contract RailsSilenceTest is RailsTest {
+contract RailsSilenceTest is RailsCase {
     function setUp() public override {
         super.setUp();
         _deposit(FUNDS);
@@ -93,7 +95,7 @@ contract RailsSilenceTest is RailsTest {
 }
 
 /// @notice An order before an arbiter that a voucher covers, too.
-contract RailsDisputeTest is RailsTest {
+contract RailsDisputeTest is RailsCase {
     address internal arbiter = makeAddr("arbiter");
 
     function setUp() public override {
@@ -117,7 +119,7 @@ contract RailsDisputeTest is RailsTest {
 }
 
 /// @notice An order before an arbiter that no voucher covers, after one that a voucher covers.
-contract RailsDisputeAboveTest is RailsTest {
+contract RailsDisputeAboveTest is RailsCase {
     address internal arbiter = makeAddr("arbiter");
     uint128 internal constant ORDER_BOND = P2 * 500 / 10_000;
 
@@ -158,7 +160,7 @@ contract RailsDisputeAboveTest is RailsTest {
 
 /// @notice All that the node can come to earn is reserved for it. The requester has an accomplice whose vouchers empty the
 /// account, but for a wei or altogether.
-contract RailsReservedTest is RailsTest {
+contract RailsReservedTest is RailsCase {
     function setUp() public override {
         super.setUp();
         _deposit(FUNDS);
@@ -196,13 +198,12 @@ contract RailsReservedTest is RailsTest {
 }
 
 /// @notice A session key signs the voucher over the first order, and is revoked.
-contract RailsSessionTest is RailsTest {
+contract RailsSessionTest is RailsCase {
     function setUp() public override {
         super.setUp();
         _deposit(FUNDS);
         Vm.Wallet memory key = vm.createWallet("session key");
-        bytes memory grant =
-            abi.encodeCall(IJobEscrow.authorizeSession, (key.addr, NATIVE, P1, uint64(NOW + 300 days)));
+        bytes memory grant = abi.encodeCall(IJobEscrow.authorizeSession, (key.addr, NATIVE, P1, uint64(NOW + 300 days)));
         vm.prank(requester.addr);
         escrow.authorizeSession(key.addr, NATIVE, P1, uint64(NOW + 300 days));
         Order memory second = _lasting(2, P2, 0, address(0));
@@ -230,7 +231,7 @@ contract RailsSessionTest is RailsTest {
 
 /// @notice The second order may be opened on-chain at any time before it is settled by its signature, and then has its own
 /// money. A voucher covers the first.
-contract RailsOpenedTest is RailsTest {
+contract RailsOpenedTest is RailsCase {
     function setUp() public override {
         super.setUp();
         _deposit(FUNDS);

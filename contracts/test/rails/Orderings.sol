@@ -136,7 +136,9 @@ abstract contract Orderings is Base {
         found = _play(_events[wanted]);
         vm.revertToState(before);
         for (uint256 i = 0; i < _events.length && !found; ++i) {
-            if (taken & (1 << i) == 0 && i != wanted && _play(_events[i])) found = _canHappen(taken | (1 << i), wanted);
+            if (taken & (1 << i) == 0 && i != wanted && _play(_events[i])) {
+                found = _canHappen(taken | (1 << i), wanted);
+            }
             vm.revertToState(before);
         }
     }
@@ -222,9 +224,7 @@ abstract contract Orderings is Base {
     function _always(string memory path) private view {
         assertLe(_claimedNow(), _most(), string.concat("paid more than was signed: ", path));
         uint256 earned = escrow.earned(node.addr, NATIVE);
-        assertEq(
-            address(escrow).balance, _kept() + earned + _spentElsewhere(), string.concat("not conserved: ", path)
-        );
+        assertEq(address(escrow).balance, _kept() + earned + _spentElsewhere(), string.concat("not conserved: ", path));
     }
 
     function _end(string memory path) private {
