@@ -2,11 +2,10 @@
 pragma solidity ^0.8.37;
 
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
-import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
 import {EscrowState} from "./EscrowState.sol";
-import {IJobEscrow, JobState, KeyVoucher, Order, SignedVoucher, SkipReason} from "./interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobState, Order, SignedVoucher, SkipReason} from "./interfaces/IJobEscrow.sol";
 import {SignatureLib} from "./SignatureLib.sol";
 import {TypedData} from "./TypedData.sol";
 
@@ -21,41 +20,42 @@ abstract contract Channels is EscrowState {
     using SafeCast for uint256;
     using SignatureLib for address;
 
-    /// @dev What a batch shares, and what it has come to so far.
+    /// @dev What a batch shares, and the voucher it is at. Assembly relies on the order of the members, a word each.
     struct Batch {
+        // 0x00: the EIP-712 encoding of the voucher, hashed where it stands.
+        bytes32 typeHash;
+        address requester;
         address node;
         address token;
+        uint256 cumulative;
+        uint256 coveredNonce;
+        // 0xc0: what its digest is the hash of, from the last two bytes of the prefix on.
+        uint256 prefix;
         bytes32 domainSeparator;
-        /// Where the next redemption is written, in memory.
+        bytes32 structHash;
+        /// Where in memory the next redemption is written.
         uint256 next;
         uint256 paid;
     }
 
+    /// @dev Of a voucher in `redeem`: requester (20), cumulative (16), coveredNonce (8), r (32), vs (32).
+    uint256 private constant VOUCHER_LENGTH = 108;
     uint256 private constant REDEMPTION_LENGTH = 96;
     uint256 private constant MAX_CLAIMED = type(uint96).max;
 
     // ── Vouchers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// @inheritdoc IJobEscrow
-    function redeem(address node, address token, KeyVoucher[] calldata vouchers) external override {
-        (Batch memory batch, bytes memory redemptions) = _start(node, token, vouchers.length);
+    function redeem(address node, address token, bytes calldata vouchers) external override {
+        require(vouchers.length % VOUCHER_LENGTH == 0, WrongLength(vouchers.length, VOUCHER_LENGTH));
+        (Batch memory batch, bytes memory redemptions) = _start(node, token, vouchers.length / VOUCHER_LENGTH);
         mapping(address => Channel) storage channels = _channels[node][token];
         mapping(address => Account) storage accounts = _accounts[token];
-        for (uint256 i = 0; i < vouchers.length; ++i) {
-            KeyVoucher calldata voucher = vouchers[i];
-            address requester = voucher.requester;
-            (uint128 cumulative, uint64 coveredNonce) = (voucher.cumulative, voucher.coveredNonce);
-            bytes32 digest = _digest(batch, requester, cumulative, coveredNonce);
-            _redeem(
-                batch,
-                channels[requester],
-                accounts[requester],
-                requester,
-                cumulative,
-                coveredNonce,
-                SignatureLib.recover(digest, voucher.r, voucher.vs),
-                cumulative
+        for (uint256 start = 0; start < vouchers.length; start += VOUCHER_LENGTH) {
+            address signer = SignatureLib.recover(
+                _take(batch, vouchers, start), _word(vouchers, start + 44), _word(vouchers, start + 76)
             );
+            _redeem(batch, channels, accounts, signer, batch.cumulative);
         }
         _finish(batch, redemptions);
     }
@@ -65,21 +65,18 @@ abstract contract Channels is EscrowState {
         (Batch memory batch, bytes memory redemptions) = _start(node, token, vouchers.length);
         for (uint256 i = 0; i < vouchers.length; ++i) {
             SignedVoucher calldata voucher = vouchers[i];
-            address requester = voucher.requester;
-            bytes32 digest = _digest(batch, requester, voucher.cumulative, voucher.coveredNonce);
-            address signer = requester;
-            if (!requester.isValid(digest, voucher.signature)) {
+            address signer = voucher.requester;
+            (batch.requester, batch.cumulative, batch.coveredNonce) = (signer, voucher.cumulative, voucher.coveredNonce);
+            bytes32 digest = _digest(batch);
+            if (!signer.isValid(digest, voucher.signature)) {
                 (signer,,) = ECDSA.tryRecoverCalldata(digest, voucher.signature);
             }
             _redeem(
                 batch,
-                _channels[node][token][requester],
-                _accounts[token][requester],
-                requester,
-                voucher.cumulative,
-                voucher.coveredNonce,
+                _channels[node][token],
+                _accounts[token],
                 signer,
-                voucher.cumulative + _settledAbove(batch, voucher)
+                batch.cumulative + _settledAbove(batch, voucher.settledAbove)
             );
         }
         _finish(batch, redemptions);
@@ -98,70 +95,91 @@ abstract contract Channels is EscrowState {
     {
         require(msg.sender == node || isSettler[node][msg.sender], NotSettler(node, msg.sender));
         redemptions = new bytes(count * REDEMPTION_LENGTH);
+        batch.typeHash = TypedData.VOUCHER_TYPEHASH;
         batch.node = node;
         batch.token = token;
+        batch.prefix = 0x1901;
         batch.domainSeparator = _domainSeparatorV4();
+        uint256 next;
         assembly ("memory-safe") {
-            mstore(add(batch, 0x60), add(redemptions, 0x20))
+            next := add(redemptions, 0x20)
+        }
+        batch.next = next;
+    }
+
+    /// @dev Makes the packed voucher the one the batch is at, and returns its digest. `start` must be the start of a whole one.
+    function _take(Batch memory batch, bytes calldata vouchers, uint256 start) private pure returns (bytes32) {
+        assembly ("memory-safe") {
+            start := add(vouchers.offset, start)
+            mstore(add(batch, 0x20), shr(96, calldataload(start)))
+            mstore(add(batch, 0x80), shr(128, calldataload(add(start, 20))))
+            mstore(add(batch, 0xa0), shr(192, calldataload(add(start, 36))))
+        }
+        return _digest(batch);
+    }
+
+    function _word(bytes calldata vouchers, uint256 start) private pure returns (bytes32 word) {
+        assembly ("memory-safe") {
+            word := calldataload(add(vouchers.offset, start))
         }
     }
 
-    function _digest(Batch memory batch, address requester, uint128 cumulative, uint64 coveredNonce)
-        private
-        pure
-        returns (bytes32)
-    {
-        return MessageHashUtils.toTypedDataHash(
-            batch.domainSeparator, TypedData.hashVoucher(requester, batch.node, batch.token, cumulative, coveredNonce)
-        );
+    /// @dev Of the voucher the batch is at. In place, because a batch hashes hundreds of them.
+    function _digest(Batch memory batch) private pure returns (bytes32 digest) {
+        assembly ("memory-safe") {
+            mstore(add(batch, 0x100), keccak256(batch, 0xc0))
+            digest := keccak256(add(batch, 0xde), 0x42)
+        }
     }
 
     /// @dev `signer` is the requester, a session key to be, or zero for nobody; `entitled` is what the channel should have
     /// paid when all is paid.
     function _redeem(
         Batch memory batch,
-        Channel storage channel_,
-        Account storage acc,
-        address requester,
-        uint128 cumulative,
-        uint64 coveredNonce,
+        mapping(address => Channel) storage channels,
+        mapping(address => Account) storage accounts,
         address signer,
         uint256 entitled
     ) private {
-        (uint256 claimed, uint256 reserved, uint64 covered) = _load(channel_);
+        address requester = batch.requester;
+        Channel storage channel_ = channels[requester];
+        (uint256 claimed, uint256 reserved, uint256 covered) = _load(channel_);
         if (entitled > MAX_CLAIMED) entitled = MAX_CLAIMED;
-        if (entitled <= claimed) return _skip(batch, requester, cumulative, SkipReason.NothingDue);
-        uint256 due = entitled - claimed;
-        if (signer != requester) {
-            Session storage used = _sessions[requester][batch.token][signer];
-            if (signer == address(0) || used.expiry < block.timestamp) {
-                return _skip(batch, requester, cumulative, SkipReason.BadVoucherSignature);
+        if (entitled <= claimed) return _skip(batch, SkipReason.NothingDue);
+        // What was compared bounds every sum and difference from here on.
+        unchecked {
+            uint256 due = entitled - claimed;
+            if (signer != requester) {
+                Session storage used = _sessions[requester][batch.token][signer];
+                if (signer == address(0) || used.expiry < block.timestamp) {
+                    return _skip(batch, SkipReason.BadVoucherSignature);
+                }
+                if (used.left < due) return _skip(batch, SkipReason.SessionCapExceeded);
             }
-            if (used.left < due) return _skip(batch, requester, cumulative, SkipReason.SessionCapExceeded);
-        }
 
-        uint256 free;
-        uint256 thawing;
-        uint256 drawn;
-        uint256 paid = due < reserved ? due : reserved;
-        if (paid != due) {
-            (drawn, free, thawing) = _draw(acc, due - paid);
-            paid += drawn;
-            if (paid == 0) return _skip(batch, requester, cumulative, SkipReason.InsufficientFunds);
-            if (drawn == 0) (free, thawing) = (0, 0);
-        }
-        reserved -= paid - drawn;
-        claimed += paid;
-        if (signer != requester) _spend(requester, batch.token, signer, paid);
-        if (coveredNonce > covered) covered = coveredNonce;
-        _store(channel_, claimed, reserved, covered);
-        batch.paid += paid;
-        assembly ("memory-safe") {
-            let next := mload(add(batch, 0x60))
-            mstore(next, or(shl(96, requester), claimed))
-            mstore(add(next, 0x20), or(shl(128, free), thawing))
-            mstore(add(next, 0x40), or(or(shl(160, drawn), shl(64, reserved)), covered))
-            mstore(add(batch, 0x60), add(next, 0x60))
+            uint256 free;
+            uint256 thawing;
+            uint256 drawn;
+            uint256 paid = due < reserved ? due : reserved;
+            if (paid != due) {
+                (drawn, free, thawing) = _draw(accounts[requester], due - paid);
+                paid += drawn;
+                if (paid == 0) return _skip(batch, SkipReason.InsufficientFunds);
+                if (drawn == 0) (free, thawing) = (0, 0);
+            }
+            reserved -= paid - drawn;
+            claimed += paid;
+            if (signer != requester) _spend(requester, batch.token, signer, paid);
+            if (batch.coveredNonce > covered) covered = batch.coveredNonce;
+            _store(channel_, claimed, reserved, covered);
+            batch.paid += paid;
+            assembly ("memory-safe") {
+                let next := mload(add(batch, 0x120))
+                mstore(next, or(shl(96, requester), claimed))
+                mstore(add(next, 0x20), or(shl(128, free), thawing))
+                mstore(add(next, 0x40), or(or(shl(160, drawn), shl(64, reserved)), covered))
+                mstore(add(batch, 0x120), add(next, 0x60))
+            }
         }
     }
 
@@ -173,14 +191,15 @@ abstract contract Channels is EscrowState {
         emit SessionUpdated(requester, key, token, left, used.expiry);
     }
 
-    function _skip(Batch memory batch, address requester, uint128 cumulative, SkipReason reason) private {
-        emit VoucherSkipped(requester, batch.node, batch.token, cumulative, reason);
+    function _skip(Batch memory batch, SkipReason reason) private {
+        emit VoucherSkipped(batch.requester, batch.node, batch.token, batch.cumulative, reason);
     }
 
     function _finish(Batch memory batch, bytes memory redemptions) private {
         // The redemptions end where the next one would have gone: skipped vouchers leave none.
+        uint256 next = batch.next;
         assembly ("memory-safe") {
-            mstore(redemptions, sub(mload(add(batch, 0x60)), add(redemptions, 0x20)))
+            mstore(redemptions, sub(next, add(redemptions, 0x20)))
         }
         if (redemptions.length == 0) return;
         uint256 total = earned[batch.node][batch.token] + batch.paid;
@@ -190,15 +209,15 @@ abstract contract Channels is EscrowState {
 
     /// @dev What was paid for those of the given orders that count: of this channel, not covered, settled by signature, and
     /// each once, which ascending ids ensure.
-    function _settledAbove(Batch memory batch, SignedVoucher calldata voucher) private view returns (uint256 sum) {
+    function _settledAbove(Batch memory batch, Order[] calldata orders) private view returns (uint256 sum) {
         bytes32 last;
-        for (uint256 i = 0; i < voucher.settledAbove.length; ++i) {
-            Order calldata order = voucher.settledAbove[i];
+        for (uint256 i = 0; i < orders.length; ++i) {
+            Order calldata order = orders[i];
             bytes32 jobId = jobIdOf(order);
             Job storage j = _jobs[jobId];
             if (
-                jobId > last && order.requester == voucher.requester && order.token == batch.token
-                    && order.nonce > voucher.coveredNonce && j.signed && _paidNode(j, order) == batch.node
+                jobId > last && order.requester == batch.requester && order.token == batch.token
+                    && order.nonce > batch.coveredNonce && j.signed && _paidNode(j, order) == batch.node
             ) {
                 sum += j.amount;
                 last = jobId;
@@ -244,10 +263,16 @@ abstract contract Channels is EscrowState {
         free -= uint128(amount); // at most `free`
         acc.free = free;
         Channel storage c = _channels[node][token][msg.sender];
-        uint96 reserved = (c.reserved + amount).toUint96();
+        _setAside(c, msg.sender, node, token, (c.reserved + amount).toUint96(), free);
+    }
+
+    /// @dev Ends a notice that is under way.
+    function _setAside(Channel storage c, address requester, address node, address token, uint96 reserved, uint256 free)
+        internal
+    {
         c.reserved = reserved;
         if (c.thawing != 0) c.thawing = 0;
-        emit ReservationChanged(msg.sender, node, token, reserved, 0, 0, free);
+        emit ReservationChanged(requester, node, token, reserved, 0, 0, free);
     }
 
     /// @inheritdoc IJobEscrow

@@ -140,7 +140,7 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
 
     // Whole slots are read and written at once: the compiler would do so once for every member.
 
-    function _load(Channel storage c) internal view returns (uint256 claimed, uint256 reserved, uint64 coveredNonce) {
+    function _load(Channel storage c) internal view returns (uint256 claimed, uint256 reserved, uint256 coveredNonce) {
         assembly ("memory-safe") {
             let slot := sload(c.slot)
             claimed := and(slot, 0xffffffffffffffffffffffff)
@@ -156,8 +156,8 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         }
     }
 
-    /// @dev `claimed` and `reserved` must fit.
-    function _store(Channel storage c, uint256 claimed, uint256 reserved, uint64 coveredNonce) internal {
+    /// @dev All of it must fit.
+    function _store(Channel storage c, uint256 claimed, uint256 reserved, uint256 coveredNonce) internal {
         assembly ("memory-safe") {
             sstore(c.slot, or(or(claimed, shl(96, reserved)), shl(192, coveredNonce)))
         }

@@ -290,7 +290,7 @@ abstract contract Jobs is Channels {
             INodeRegistry(registry).releaseBond(node, disputed, false, 0, 0);
         }
         if (j.signed) {
-            if (_isCovered(order, node)) return _giveBack(jobId, order, j, price);
+            if (_isCovered(order, node)) return _giveBack(jobId, order, j, node, price);
             _store(j, JobState.Paid, true, j.nodeNumber, 0, price);
             _claimForOrder(jobId, order, node, price);
         } else {
@@ -299,10 +299,19 @@ abstract contract Jobs is Channels {
         _pay(jobId, order, node, price, resultHash, _accounts[order.token][order.requester].free);
     }
 
-    /// @dev A voucher paid for the job while its result waited: the lock goes back.
-    function _giveBack(bytes32 jobId, Order calldata order, Job storage j, uint128 locked) private {
+    /// @dev A voucher took the job's place while its result waited: the lock goes back, into the channel's reservation. What
+    /// the voucher found too little for is drawn from there, and the requester has to give notice first. Given back free,
+    /// a reservation could be moved into a lock ahead of the voucher, and out of the node's reach after it.
+    function _giveBack(bytes32 jobId, Order calldata order, Job storage j, address node, uint128 locked) private {
         _store(j, JobState.Refunded, true, 0, 0, 0);
-        emit JobRefunded(jobId, order.requester, order.token, locked, _credit(order.requester, order.token, locked));
+        Channel storage c = _channels[node][order.token][order.requester];
+        uint96 reserved = c.reserved;
+        uint96 room = type(uint96).max - reserved;
+        // forge-lint: disable-next-line(unsafe-typecast)
+        uint96 kept = locked < room ? uint96(locked) : room;
+        uint256 free = _credit(order.requester, order.token, locked - kept);
+        _setAside(c, order.requester, node, order.token, reserved + kept, free);
+        emit JobRefunded(jobId, order.requester, order.token, locked, free);
     }
 
     /// @dev Follows from the order, so that it need not be stored. At most `maxPrice`, so it fits.

@@ -11,7 +11,6 @@ library TypedData {
     bytes32 internal constant JOB_SPEC_TYPEHASH = keccak256("JobSpec(string inputCID,string operation,string params)");
     bytes32 internal constant ASSIGNMENT_TYPEHASH = keccak256("Assignment(bytes32 jobId,address node,uint64 expiry)");
     bytes32 internal constant RECEIPT_TYPEHASH = keccak256("Receipt(bytes32 jobId,uint128 price,bytes32 resultHash)");
-
     bytes32 internal constant VOUCHER_TYPEHASH =
         keccak256("Voucher(address requester,address node,address token,uint128 cumulative,uint64 coveredNonce)");
 
@@ -37,24 +36,5 @@ library TypedData {
 
     function hash(Receipt memory receipt) internal pure returns (bytes32) {
         return keccak256(abi.encode(RECEIPT_TYPEHASH, receipt));
-    }
-
-    /// @dev In assembly, in memory that it does not keep: a batch hashes hundreds of them.
-    function hashVoucher(address requester, address node, address token, uint128 cumulative, uint64 coveredNonce)
-        internal
-        pure
-        returns (bytes32 result)
-    {
-        bytes32 typeHash = VOUCHER_TYPEHASH;
-        assembly ("memory-safe") {
-            let free := mload(0x40)
-            mstore(free, typeHash)
-            mstore(add(free, 0x20), requester)
-            mstore(add(free, 0x40), node)
-            mstore(add(free, 0x60), token)
-            mstore(add(free, 0x80), cumulative)
-            mstore(add(free, 0xa0), coveredNonce)
-            result := keccak256(free, 0xc0)
-        }
     }
 }

@@ -8,7 +8,6 @@ import {
     IJobEscrow,
     JobSpec,
     JobState,
-    KeyVoucher,
     Order,
     Result,
     SignedVoucher,
@@ -16,6 +15,15 @@ import {
 } from "../src/interfaces/IJobEscrow.sol";
 import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 import {TestToken} from "./mocks/TestToken.sol";
+
+/// @notice A voucher as `redeem` takes it, before it is packed.
+struct KeyVoucher {
+    address requester;
+    uint128 cumulative;
+    uint64 coveredNonce;
+    bytes32 r;
+    bytes32 vs;
+}
 
 /// @title What all tests of the contracts share: a deployment, people with keys, orders and signatures
 /// @dev Digests are worked out here a second time, from the type strings, so that the tests do not trust the code they test.
@@ -246,10 +254,25 @@ abstract contract Base is Test {
         vouchers[0] = KeyVoucher(requester.addr, cumulative, coveredNonce, r, vs);
     }
 
+    function _packed(KeyVoucher[] memory vouchers) internal pure returns (bytes memory packed) {
+        for (uint256 i = 0; i < vouchers.length; ++i) {
+            KeyVoucher memory v = vouchers[i];
+            packed = abi.encodePacked(packed, v.requester, v.cumulative, v.coveredNonce, v.r, v.vs);
+        }
+    }
+
     function _redeemBy(Vm.Wallet memory by, uint128 cumulative, uint64 coveredNonce) internal {
-        KeyVoucher[] memory vouchers = _keyVoucher(by, cumulative, coveredNonce);
+        bytes memory vouchers = _packed(_keyVoucher(by, cumulative, coveredNonce));
         vm.prank(node.addr);
         escrow.redeem(node.addr, NATIVE, vouchers);
+    }
+
+    function _redeemCall(address to, address token_, KeyVoucher[] memory vouchers)
+        internal
+        pure
+        returns (bytes memory)
+    {
+        return abi.encodeCall(IJobEscrow.redeem, (to, token_, _packed(vouchers)));
     }
 
     function _redeem(uint128 cumulative, uint64 coveredNonce) internal {

@@ -3,8 +3,8 @@ pragma solidity ^0.8.37;
 
 import {Vm} from "forge-std/Vm.sol";
 
-import {JobSpec, KeyVoucher, Order, Result} from "../src/interfaces/IJobEscrow.sol";
-import {Base} from "./Base.sol";
+import {JobSpec, Order, Result} from "../src/interfaces/IJobEscrow.sol";
+import {Base, KeyVoucher} from "./Base.sol";
 
 /// @notice What everything costs, as transactions of their own: intrinsic gas and cold storage included, refunds taken off.
 /// @dev The figures are kept in `snapshots/`, and `forge test` fails when one changes. After a change that is meant, run
@@ -219,7 +219,7 @@ contract GasTest is Base {
         }
         requester = usual;
         vm.prank(node.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         perItem = _snapshotBatch(string.concat("redeem ", name), n);
         assertEq(escrow.earned(node.addr, NATIVE), PRICE + n * 2.3 ether);
     }

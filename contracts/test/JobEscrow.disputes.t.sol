@@ -53,7 +53,8 @@ contract DisputesTest is Base {
     /// @dev All that was deposited and opened with is somewhere, and the escrow holds it.
     function _assertConserved(uint256 whole) internal view {
         (uint128 free, uint128 thawing,) = escrow.account(requester.addr, NATIVE);
-        assertEq(uint256(free) + thawing + escrow.earned(node.addr, NATIVE) + escrow.fees(NATIVE), whole);
+        (uint256 reserved,,) = escrow.reservation(requester.addr, node.addr, NATIVE);
+        assertEq(uint256(free) + thawing + reserved + escrow.earned(node.addr, NATIVE) + escrow.fees(NATIVE), whole);
         assertEq(address(escrow).balance, whole);
     }
 
@@ -310,6 +311,7 @@ contract DisputesTest is Base {
         _assertJob(jobId, JobState.Refunded, 0, 0, address(0));
         assertEq(escrow.earned(node.addr, NATIVE), PRICE);
         _assertRecord(0, 1, 1, 0);
+        _assertChannel(PRICE, 1, PRICE);
         _assertConserved(MAX_PRICE);
     }
 

@@ -3,7 +3,7 @@ pragma solidity ^0.8.37;
 
 import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
 
-import {IJobEscrow, KeyVoucher, Order} from "../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, Order} from "../src/interfaces/IJobEscrow.sol";
 import {Base} from "./Base.sol";
 
 contract OwnerTest is Base {

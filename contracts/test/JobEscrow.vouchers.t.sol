@@ -1,16 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
-import {
-    IJobEscrow,
-    JobState,
-    KeyVoucher,
-    Order,
-    Result,
-    SignedVoucher,
-    SkipReason
-} from "../src/interfaces/IJobEscrow.sol";
-import {Base} from "./Base.sol";
+import {IJobEscrow, JobState, Order, Result, SignedVoucher, SkipReason} from "../src/interfaces/IJobEscrow.sol";
+import {Base, KeyVoucher} from "./Base.sol";
 import {KeyWallet, RevertingWallet} from "./mocks/Wallets.sol";
 
 contract RedeemTest is Base {
@@ -105,7 +97,7 @@ contract RedeemTest is Base {
         KeyVoucher[] memory vouchers = _keyVoucher(requester, 1, type(uint64).max);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, requester.addr));
         vm.prank(requester.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         SignedVoucher[] memory signed = _signedVoucher(1, type(uint64).max, new Order[](0));
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, requester.addr));
         vm.prank(requester.addr);
@@ -120,13 +112,13 @@ contract RedeemTest is Base {
         vm.prank(node.addr);
         escrow.setSettler(settler, true);
         vm.prank(settler);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         assertEq(escrow.earned(node.addr, NATIVE), 1);
         vm.prank(node.addr);
         escrow.setSettler(settler, false);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, settler));
         vm.prank(settler);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
     }
 
     function test_SkipsWhen_SignedByAnother() external {
@@ -145,9 +137,9 @@ contract RedeemTest is Base {
         (vouchers[0].cumulative, vouchers[0].coveredNonce) = (cumulative, coveredNonce);
         vm.startPrank(node.addr);
         vm.record();
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         (vouchers[0].r, vouchers[0].vs) = (r, vs);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         _assertNothingWritten();
     }
 
@@ -163,7 +155,7 @@ contract RedeemTest is Base {
             vm.expectEmit(address(escrow));
             emit IJobEscrow.VoucherSkipped(requester.addr, node.addr, NATIVE, 4, SkipReason.BadVoucherSignature);
             vm.prank(node.addr);
-            escrow.redeem(node.addr, NATIVE, vouchers);
+            escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         }
     }
 
@@ -172,11 +164,11 @@ contract RedeemTest is Base {
         KeyVoucher[] memory vouchers = _keyVoucher(requester, 4, 4);
         vm.record();
         vm.prank(otherNode.addr);
-        escrow.redeem(otherNode.addr, NATIVE, vouchers);
+        escrow.redeem(otherNode.addr, NATIVE, _packed(vouchers));
         vm.startPrank(node.addr);
-        escrow.redeem(node.addr, address(token), vouchers);
+        escrow.redeem(node.addr, address(token), _packed(vouchers));
         vm.chainId(block.chainid + 1);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         _assertNothingWritten();
     }
 
@@ -202,7 +194,7 @@ contract RedeemTest is Base {
         vm.expectEmit(address(escrow));
         emit IJobEscrow.VoucherSkipped(address(0), node.addr, NATIVE, 1, SkipReason.InsufficientFunds);
         vm.prank(node.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
     }
 
     /// @dev Good and bad ones do together what they would do alone, and the event tells of the good ones only.
@@ -220,13 +212,13 @@ contract RedeemTest is Base {
         vm.expectEmit(address(escrow));
         emit IJobEscrow.VouchersRedeemed(node.addr, NATIVE, 5, told);
         vm.prank(node.addr);
-        escrow.redeem(node.addr, NATIVE, vouchers);
+        escrow.redeem(node.addr, NATIVE, _packed(vouchers));
     }
 
     function test_NothingIsToldOfNothing() external {
         vm.recordLogs();
         vm.startPrank(node.addr);
-        escrow.redeem(node.addr, NATIVE, new KeyVoucher[](0));
+        escrow.redeem(node.addr, NATIVE, "");
         escrow.redeemSigned(node.addr, NATIVE, new SignedVoucher[](0));
         assertEq(vm.getRecordedLogs().length, 0);
     }
@@ -334,7 +326,7 @@ contract RailsTest is Base {
         _assertPaid(6);
     }
 
-    /// @dev The voucher pays for the job while its result waits: the lock goes home.
+    /// @dev The voucher pays for the job while its result waits: the lock goes into the channel, and home after the notice.
     function test_AVoucherMayOvertakeAWaitingResult() external {
         Order memory order = _windowedOrder();
         order.nonce = 3;
@@ -343,11 +335,60 @@ contract RailsTest is Base {
         _redeem(10, 3);
         skip(WINDOW);
         vm.expectEmit(address(escrow));
-        emit IJobEscrow.JobRefunded(jobId, requester.addr, NATIVE, 10, 90);
+        emit IJobEscrow.ReservationChanged(requester.addr, node.addr, NATIVE, 10, 0, 0, 80);
+        vm.expectEmit(address(escrow));
+        emit IJobEscrow.JobRefunded(jobId, requester.addr, NATIVE, 10, 80);
         _finalize(order);
         _assertPaid(10);
         _assertJob(jobId, JobState.Refunded, 0, 0, address(0));
-        assertEq(_free(requester.addr, NATIVE), 90);
+        _assertChannel(10, 3, 10);
+        assertEq(_free(requester.addr, NATIVE), 80);
+    }
+
+    /// @dev A voucher that found too little because of the lock draws the rest from it once it has come back, whatever the
+    /// requester did meanwhile: its notice on the channel starts anew.
+    function test_WhatAVoucherWasShortOfStaysTheNodes() external {
+        vm.startPrank(requester.addr);
+        escrow.reserve(node.addr, NATIVE, 10);
+        escrow.thawReservation(node.addr, NATIVE, 10);
+        escrow.thaw(NATIVE, 90);
+        skip(THAW_PERIOD);
+        vm.stopPrank();
+        Order memory order = _windowedOrder();
+        order.nonce = 3;
+        _submit(_signedResult(order, 10));
+        vm.startPrank(requester.addr);
+        escrow.withdraw(NATIVE, requester.addr);
+        escrow.deposit{value: 1}(NATIVE, 1);
+        vm.stopPrank();
+        _redeem(10, 3);
+        _assertPaid(1);
+        vm.startPrank(requester.addr);
+        escrow.accept(order);
+        vm.expectRevert(IJobEscrow.ZeroAmount.selector);
+        escrow.releaseReservation(node.addr, NATIVE);
+        vm.stopPrank();
+        _redeem(10, 3);
+        _assertPaid(10);
+        _assertChannel(10, 3, 1);
+    }
+
+    /// @dev A channel counts to 2^96 - 1; what does not fit into its reservation is free.
+    function test_ALockBeyondWhatAChannelCountsComesBackFree() external {
+        uint128 most = type(uint96).max;
+        vm.deal(requester.addr, 2 * uint256(most));
+        _deposit(uint256(most) + 5);
+        vm.prank(requester.addr);
+        escrow.reserve(node.addr, NATIVE, 3);
+        Order memory order = _windowedOrder();
+        order.nonce = 3;
+        order.maxPrice = most + 4;
+        _submit(_signedResult(order, most + 4));
+        _redeem(1, 3);
+        skip(WINDOW);
+        _finalize(order);
+        _assertChannel(1, 3, most);
+        assertEq(_free(requester.addr, NATIVE), 100 + 4);
     }
 
     function test_AResultPaidBeforeTheVoucherCountsAgainstIt() external {

@@ -5,7 +5,15 @@ import {Test} from "forge-std/Test.sol";
 
 import {TypedData} from "../src/TypedData.sol";
 import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
-import {Assignment, IJobEscrow, JobSpec, Order, Receipt as SignedReceipt} from "../src/interfaces/IJobEscrow.sol";
+import {
+    Assignment,
+    IJobEscrow,
+    JobSpec,
+    Order,
+    Receipt as SignedReceipt,
+    SkipReason,
+    Voucher
+} from "../src/interfaces/IJobEscrow.sol";
 
 /// @notice The library hashes calldata; this hands it some.
 contract TypedDataCaller {
@@ -119,15 +127,35 @@ contract TypedDataTest is Test {
         _assertSigned(TypedData.hash(receipt), ".receipt", 1);
     }
 
-    function test_VectorsVoucher() external view {
-        bytes32 structHash = TypedData.hashVoucher(
+    function _voucher() internal view returns (Voucher memory) {
+        return Voucher(
             vm.parseJsonAddress(json, ".voucher.requester"),
             vm.parseJsonAddress(json, ".voucher.node"),
             vm.parseJsonAddress(json, ".voucher.token"),
             uint128(vm.parseJsonUint(json, ".voucher.cumulative")),
             uint64(vm.parseJsonUint(json, ".voucher.coveredNonce"))
         );
-        _assertSigned(structHash, ".voucher", 0);
+    }
+
+    function test_VectorsVoucher() external view {
+        _assertSigned(keccak256(abi.encode(TypedData.VOUCHER_TYPEHASH, _voucher())), ".voucher", 0);
+    }
+
+    /// @dev The escrow takes the voucher's signature, packed: all it finds wanting is money.
+    function test_VectorsPackedVoucher() external {
+        Voucher memory voucher = _voucher();
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(vm.deriveKey(MNEMONIC, 0), _bytes32(".voucher.digest"));
+        bytes32 vs = bytes32((uint256(v - 27) << 255) | uint256(s));
+        vm.expectEmit(address(escrow));
+        emit IJobEscrow.VoucherSkipped(
+            voucher.requester, voucher.node, voucher.token, voucher.cumulative, SkipReason.InsufficientFunds
+        );
+        vm.prank(voucher.node);
+        escrow.redeem(
+            voucher.node,
+            voucher.token,
+            abi.encodePacked(voucher.requester, voucher.cumulative, voucher.coveredNonce, r, vs)
+        );
     }
 
     function _assertSigned(bytes32 structHash, string memory path, uint32 keyIndex) internal view {

@@ -89,17 +89,6 @@ struct Voucher {
     uint64 coveredNonce;
 }
 
-/// @title A voucher signed by a key, as a batch takes it
-/// @notice Node and token are those of the batch.
-struct KeyVoucher {
-    address requester;
-    uint128 cumulative;
-    uint64 coveredNonce;
-    /// ERC-2098 signature over `Voucher`, by the requester's key or a session key.
-    bytes32 r;
-    bytes32 vs;
-}
-
 /// @title A voucher with any signature
 /// @notice Node and token are those of the batch.
 struct SignedVoucher {
@@ -233,7 +222,8 @@ interface IJobEscrow {
         uint256 earned
     );
 
-    /// @notice The whole lock went back to the requester, whose balance is now `free`.
+    /// @notice The whole lock went back to the requester, whose balance is now `free`. Where a voucher had paid for the job, it
+    /// went into the channel's reservation, of which `ReservationChanged` tells.
     event JobRefunded(bytes32 indexed jobId, address indexed requester, address token, uint128 amount, uint256 free);
 
     /// @notice A signed order drew on the requester's account or was paid for. All amounts as they stand afterwards.
@@ -345,6 +335,8 @@ interface IJobEscrow {
     error JobExists(bytes32 jobId);
     /// @notice The caller is neither the node nor one who may redeem its vouchers.
     error NotSettler(address node, address caller);
+    /// @notice The bytes are not a whole number of vouchers of `unit` bytes each.
+    error WrongLength(uint256 length, uint256 unit);
     /// @notice The key's permission is in force and can be extended but not cut; revoke it first.
     error SessionInForce(uint256 left, uint64 expiry);
     /// @notice Only what is neither settled nor refunded can be cancelled, and only once.
@@ -439,7 +431,9 @@ interface IJobEscrow {
     /// @notice Pays the node what vouchers are worth beyond what their channels have paid, as far as the requesters' funds
     /// reach: reservation, then free, then thawing funds. The rest stays claimable. Only for the node and its settlers,
     /// because a voucher voids the orders it covers. Items that fail emit `VoucherSkipped` and change nothing.
-    function redeem(address node, address token, KeyVoucher[] calldata vouchers) external;
+    /// @param vouchers 108 bytes for each: requester (20), cumulative (16), coveredNonce (8), big-endian, then r (32) and
+    /// vs (32), the ERC-2098 signature over `Voucher` by the requester's key or a session key.
+    function redeem(address node, address token, bytes calldata vouchers) external;
 
     /// @notice As `redeem`, for contract wallets, and for channels in which orders were settled ahead of the voucher.
     function redeemSigned(address node, address token, SignedVoucher[] calldata vouchers) external;
