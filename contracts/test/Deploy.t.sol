@@ -1,94 +1,140 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
-import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
+import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
 import {Test} from "forge-std/Test.sol";
 
 import {IJobEscrow} from "../src/interfaces/IJobEscrow.sol";
 import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 
-/// @dev The script as the tests, which are compiled with other settings, may know it.
-interface IDeploy {
-    struct Deployment {
-        uint256 deployBlock;
-        address registry;
-        address escrow;
-        address testToken;
+/// @dev The contract as the tests, which are compiled with other settings, may know it.
+interface IDeployment {
+    struct Parameters {
+        address owner;
+        uint96 minStake;
+        uint128 bond;
+        uint64 unbondingPeriod;
+        uint64 thawPeriod;
+        uint32 maxChallengeWindow;
+        uint64 arbiterPeriod;
     }
 
-    error OutOfRange(string parameter, uint256 value, uint256 largest);
+    error ZeroOwner();
 
-    function run() external returns (Deployment memory);
+    function registry() external view returns (address);
+    function escrow() external view returns (address);
 }
 
-/// @notice The deployment script and the manifest that indexer, API and cli read.
+/// @dev The script, likewise.
+interface IDeploy {
+    function run() external returns (address deployment);
+    function accept(address registry, address escrow) external;
+}
+
+/// @notice `Deployment` and the script that sends it. What `scripts/deploy` does around them is tested in Rust.
 contract DeployTest is Test {
-    string internal constant PATH = ".littoral/forge-test/deeper/manifest.json";
+    /// @dev Of EIP-3860.
+    uint256 internal constant MAX_INIT_CODE = 49_152;
+    uint256 internal constant KEY = 0xbeef;
 
-    address internal constant OWNER = address(0xbeef);
+    address internal immutable OWNER = vm.addr(KEY);
 
-    IDeploy internal script;
-    string internal json;
+    IDeployment.Parameters internal p = IDeployment.Parameters({
+        owner: OWNER,
+        minStake: 5_000_000_000_000_000_001,
+        bond: 500_000_000_000_000_000,
+        unbondingPeriod: 20,
+        thawPeriod: 10,
+        maxChallengeWindow: 15,
+        arbiterPeriod: 2
+    });
+
+    function test_BothContractsHaveTheirParametersAndEachOther() external {
+        IDeployment deployment = _deploy();
+        IJobEscrow escrow = IJobEscrow(deployment.escrow());
+        INodeRegistry registry = INodeRegistry(deployment.registry());
+        assertEq(address(registry), vm.computeCreateAddress(address(deployment), 1));
+        assertEq(address(escrow), vm.computeCreateAddress(address(deployment), 2));
+        assertEq(escrow.registry(), address(registry));
+        assertEq(registry.escrow(), address(escrow));
+        assertEq(escrow.thawPeriod(), 10);
+        assertEq(escrow.maxChallengeWindow(), 15);
+        assertEq(escrow.arbiterPeriod(), 2);
+        assertEq(registry.minStake(), 5_000_000_000_000_000_001);
+        assertEq(registry.bond(), 500_000_000_000_000_000);
+        assertEq(registry.unbondingPeriod(), 20);
+    }
+
+    function test_OnlyTheNamedOwnerCanAccept() external {
+        IDeployment deployment = _deploy();
+        address[2] memory owned = [deployment.registry(), deployment.escrow()];
+        for (uint256 i = 0; i < owned.length; ++i) {
+            Ownable2Step c = Ownable2Step(owned[i]);
+            assertEq(c.owner(), address(deployment));
+            assertEq(c.pendingOwner(), OWNER);
+            vm.expectRevert(abi.encodeWithSelector(Ownable.OwnableUnauthorizedAccount.selector, address(this)));
+            c.acceptOwnership();
+            vm.prank(OWNER);
+            c.acceptOwnership();
+            assertEq(c.owner(), OWNER);
+            assertEq(c.pendingOwner(), address(0));
+        }
+    }
+
+    function test_RevertWhen_OwnershipWouldBeOfferedToNobody() external {
+        p.owner = address(0);
+        _refuses(abi.encodeWithSelector(IDeployment.ZeroOwner.selector));
+    }
+
+    function test_RevertWhen_StakeCouldLeaveBeforeADisputeIsDecided() external {
+        p.unbondingPeriod = 17;
+        _refuses(abi.encodeWithSelector(IJobEscrow.UnbondingTooShort.selector, 17, 18));
+    }
+
+    function test_InitCodeFitsWithinEip3860() external view {
+        assertLe(vm.getCode("Deployment.sol:Deployment").length + 7 * 32, MAX_INIT_CODE);
+    }
 
     /// @dev One test, because the environment belongs to the whole process.
-    function test_DeploysAndWritesTheManifest() external {
-        script = IDeploy(vm.deployCode("Deploy.s.sol:Deploy"));
-        vm.setEnv("LITTORAL_DEPLOYMENT", PATH);
-        vm.setEnv("MIN_STAKE", "5000000000000000001");
+    function test_TheScriptDeploysOnceAndAcceptsForItsOwner() external {
+        IDeploy script = IDeploy(vm.deployCode("Deploy.s.sol:Deploy"));
+        vm.setEnv("OWNER", vm.toString(OWNER));
+        vm.setEnv("MIN_STAKE", vm.toString(p.minStake));
+        vm.setEnv("BOND", vm.toString(p.bond));
         vm.setEnv("UNBONDING_PERIOD", "20");
         vm.setEnv("THAW_PERIOD", "10");
-        vm.setEnv("OWNER", vm.toString(OWNER));
-        vm.roll(77);
+        vm.setEnv("MAX_CHALLENGE_WINDOW", "15");
+        vm.setEnv("ARBITER_PERIOD", "2");
 
-        IDeploy.Deployment memory local = _run();
-        assertTrue(local.testToken != address(0));
-        assertEq(vm.parseJsonAddress(json, ".tokens.TEST"), local.testToken);
+        IDeployment deployment = IDeployment(script.run());
+        bytes memory initCode = abi.encodePacked(vm.getCode("Deployment.sol:Deployment"), abi.encode(p));
+        assertEq(address(deployment), vm.computeCreate2Address(0, keccak256(initCode), CREATE2_FACTORY));
+        assertEq(Ownable2Step(deployment.escrow()).pendingOwner(), OWNER);
+        assertEq(script.run(), address(deployment), "a second run finds the first one's");
 
-        vm.chainId(11_155_111);
-        IDeploy.Deployment memory sepolia = _run();
-        assertEq(sepolia.testToken, address(0));
-        assertEq(vm.parseJsonKeys(json, ".tokens").length, 0);
-
-        _refuses("THAW_PERIOD", 365 days + 1, 365 days);
-        _refuses("UNBONDING_PERIOD", 365 days + 1, 365 days);
-        _refuses("MIN_STAKE", uint256(type(uint96).max) + 1, type(uint96).max);
-        vm.removeDir(".littoral/forge-test", true);
-    }
-
-    function _run() internal returns (IDeploy.Deployment memory deployment) {
-        deployment = script.run();
-        json = vm.readFile(PATH);
-        IJobEscrow escrow = IJobEscrow(deployment.escrow);
-        INodeRegistry registry = INodeRegistry(deployment.registry);
-        assertEq(escrow.registry(), address(registry));
-        assertEq(escrow.thawPeriod(), 10);
-        assertEq(registry.minStake(), 5_000_000_000_000_000_001);
-        assertEq(registry.unbondingPeriod(), 20);
-
-        assertEq(vm.parseJsonUint(json, ".chainId"), block.chainid);
-        assertEq(vm.parseJsonAddress(json, ".escrow"), address(escrow));
-        assertEq(vm.parseJsonAddress(json, ".registry"), address(registry));
-        assertEq(vm.parseJsonUint(json, ".deployBlock"), 77);
-        assertEq(vm.parseJsonUint(json, ".escrowParams.thawPeriod"), 10);
-        assertEq(vm.parseJsonAddress(json, ".escrowParams.owner"), OWNER);
-        assertEq(Ownable(address(escrow)).owner(), OWNER);
-        assertEq(vm.parseJsonAddress(json, ".registryParams.owner"), OWNER);
-        assertEq(Ownable(address(registry)).owner(), OWNER);
-        assertEq(registry.escrow(), address(escrow));
-        assertEq(registry.bond(), 500_000_000_000_000_000);
-        assertEq(vm.parseJsonString(json, ".registryParams.bond"), "500000000000000000");
-        assertEq(escrow.maxChallengeWindow(), 15);
-        assertEq(vm.parseJsonUint(json, ".escrowParams.maxChallengeWindow"), 15);
-        assertEq(escrow.arbiterPeriod(), 2);
-        assertEq(vm.parseJsonUint(json, ".escrowParams.arbiterPeriod"), 2);
-        assertEq(vm.parseJsonString(json, ".registryParams.minStake"), "5000000000000000001");
-        assertEq(vm.parseJsonUint(json, ".registryParams.unbondingPeriod"), 20);
-    }
-
-    function _refuses(string memory parameter, uint256 value, uint256 largest) internal {
-        vm.setEnv(parameter, vm.toString(value));
-        vm.expectRevert(abi.encodeWithSelector(IDeploy.OutOfRange.selector, parameter, value, largest));
+        vm.setEnv("DEPLOYER_KEY", vm.toString(bytes32(KEY)));
         script.run();
-        vm.setEnv(parameter, "1");
+        assertEq(Ownable(deployment.registry()).owner(), OWNER);
+        assertEq(Ownable(deployment.escrow()).owner(), OWNER);
+        script.accept(deployment.registry(), deployment.escrow());
+
+        vm.setEnv("THAW_PERIOD", "18446744073709551616");
+        vm.expectRevert("THAW_PERIOD is too large");
+        script.run();
+    }
+
+    function _deploy() internal returns (IDeployment) {
+        return IDeployment(vm.deployCode("Deployment.sol:Deployment", abi.encode(p)));
+    }
+
+    function _refuses(bytes memory reason) internal {
+        bytes memory initCode = abi.encodePacked(vm.getCode("Deployment.sol:Deployment"), abi.encode(p));
+        vm.expectRevert(reason);
+        assembly ("memory-safe") {
+            if iszero(create(0, add(initCode, 0x20), mload(initCode))) {
+                returndatacopy(0, 0, returndatasize())
+                revert(0, returndatasize())
+            }
+        }
     }
 }

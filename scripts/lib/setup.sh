@@ -1,4 +1,4 @@
-# Sourced by up, test and sqlx-prepare: finds or installs what they need. Sets ROOT, TARGET and DEVNET.
+# Sourced by up, deploy, test and sqlx-prepare: finds or installs what they need. Sets ROOT, TARGET and DEVNET.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -72,6 +72,11 @@ setup() {
   check_toolchains
   install_packages
   install_npm
+  locate
+}
+
+# Where cargo puts what it builds.
+locate() {
   TARGET=$(cd "$ROOT" && cargo metadata --format-version 1 --no-deps --locked |
     node -p 'JSON.parse(require("fs").readFileSync(0)).target_directory')
   DEVNET=$TARGET/debug/littoral-devnet

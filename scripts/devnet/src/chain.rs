@@ -1,22 +1,18 @@
 //! What the contracts themselves say, read with the ABI that forge wrote: a second opinion, independent of the code that
 //! is being shown or tested.
 
-use std::fs;
-use std::path::Path;
-
 use alloy::contract::{ContractInstance, Interface};
 use alloy::dyn_abi::DynSolValue;
-use alloy::json_abi::JsonAbi;
 use alloy::network::EthereumWallet;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::providers::{DynProvider, Provider, ProviderBuilder};
 use alloy::rpc::types::{Filter, Log, TransactionReceipt};
 use anyhow::{Context, ensure};
 
-use crate::paths::artifacts_dir;
+use crate::deployment::contracts::Artifact;
 use crate::{DevKey, Manifest};
 
-type Contract = ContractInstance<DynProvider>;
+pub(crate) type Contract = ContractInstance<DynProvider>;
 
 /// The contracts of one deployment.
 #[derive(Clone, Debug)]
@@ -142,16 +138,8 @@ impl Chain {
     }
 }
 
-fn contract(name: &str, address: Address, provider: DynProvider) -> anyhow::Result<Contract> {
-    #[derive(serde::Deserialize)]
-    struct Artifact {
-        abi: JsonAbi,
-    }
-    let path = artifacts_dir().join(Path::new(&format!("{name}.sol")).join(format!("{name}.json")));
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("{} is missing: run `node_modules/.bin/forge build`", path.display()))?;
-    let artifact: Artifact = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
-    Ok(ContractInstance::new(address, provider, Interface::new(artifact.abi)))
+pub(crate) fn contract(name: &str, address: Address, provider: DynProvider) -> anyhow::Result<Contract> {
+    Ok(ContractInstance::new(address, provider, Interface::new(Artifact::load(name)?.abi)))
 }
 
 /// The first value that a view function returns, which must be a number.

@@ -1,24 +1,37 @@
 //! The contracts on a chain, and the manifest that says where they are.
 
+mod check;
+pub(crate) mod contracts;
+mod parameters;
+mod plan;
+mod send;
+mod sources;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use alloy::network::{EthereumWallet, TransactionBuilder};
-use alloy::primitives::{Address, Bytes};
+use alloy::primitives::{Address, B256, Bytes};
 use alloy::providers::{DynProvider, Provider, ProviderBuilder};
 use alloy::rpc::types::TransactionRequest;
-use alloy::sol_types::SolValue;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
+
+pub use check::Check;
+pub use contracts::Addresses;
+pub use parameters::ChainParams;
+pub use plan::{Cost, Plan, require_chain};
+pub use send::{Sender, Wallet, commit, record};
+pub use sources::{compiler, recompile, reproduces, sources_path, standard_json, verify};
 
 use crate::DevKey;
-use crate::paths::{artifacts_dir, foundry, root};
+use crate::chain::contract;
+use contracts::{DETERMINISTIC_DEPLOYER, creation_call, init_code, test_token};
 
 /// What the contracts are deployed with. The default suits demonstrations and tests: short periods, and windows as long as
 /// the command line asks for unless told otherwise.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeployParams {
     /// Stake a node needs to be given open orders, in wei.
     pub min_stake_wei: u128,
@@ -47,7 +60,7 @@ impl Default for DeployParams {
     }
 }
 
-/// The deployments manifest, as `scripts/Deploy.s.sol` writes it and indexer, API and command line read it.
+/// The deployments manifest, as `scripts/deploy` writes it and indexer, API and command line read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Manifest {
@@ -57,14 +70,53 @@ pub struct Manifest {
     pub escrow: Address,
     /// The `NodeRegistry` contract.
     pub registry: Address,
-    /// No event of the contracts lies before this block.
+    /// The `Deployment` contract, which created both.
+    pub deployment: Address,
+    /// The block they were created in.
     pub deploy_block: u64,
+    /// The transaction that created them.
+    pub deploy_transaction: B256,
     /// The escrow's constructor parameters.
     pub escrow_params: EscrowParams,
     /// The registry's constructor parameters.
     pub registry_params: RegistryParams,
     /// Known ERC-20 tokens by name.
     pub tokens: BTreeMap<String, Address>,
+    /// Of the `Deployment`; its address, and so the other two, follow from it.
+    pub init_code_hash: B256,
+    /// What is at the addresses.
+    pub code_hashes: CodeHashes,
+    /// What made it.
+    pub compiler: CompilerSettings,
+    /// The commit it was made from, with `-dirty` where sources had been changed since; none outside of git.
+    pub commit: Option<String>,
+}
+
+/// See [`Manifest::code_hashes`]: Keccak-256 of the code, immutables included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CodeHashes {
+    /// Of the `Deployment`.
+    pub deployment: B256,
+    /// Of the `NodeRegistry`.
+    pub registry: B256,
+    /// Of the `JobEscrow`.
+    pub escrow: B256,
+}
+
+/// See [`Manifest::compiler`]. Everything the compiler was given lies beside the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CompilerSettings {
+    /// Of solc, with the commit.
+    pub version: String,
+    /// The hardfork it compiled for.
+    pub evm_version: String,
+    /// Whether by way of Yul.
+    #[serde(rename = "viaIR")]
+    pub via_ir: bool,
+    /// How often the optimizer thinks that code runs.
+    pub optimizer_runs: u64,
 }
 
 /// See [`Manifest::escrow_params`].
@@ -73,7 +125,7 @@ pub struct Manifest {
 pub struct EscrowParams {
     /// Seconds.
     pub thaw_period: u64,
-    /// The first owner.
+    /// Who was offered it.
     pub owner: Address,
     /// Seconds.
     pub max_challenge_window: u32,
@@ -91,8 +143,25 @@ pub struct RegistryParams {
     pub unbonding_period: u64,
     /// Wei, in decimal.
     pub bond: String,
-    /// The first owner.
+    /// Who was offered it.
     pub owner: Address,
+}
+
+impl Manifest {
+    /// What the contracts were constructed with.
+    ///
+    /// # Errors
+    /// When an amount is none.
+    pub fn terms(&self) -> anyhow::Result<DeployParams> {
+        Ok(DeployParams {
+            min_stake_wei: self.registry_params.min_stake.parse().context("registryParams.minStake")?,
+            unbonding_period_secs: self.registry_params.unbonding_period,
+            thaw_period_secs: self.escrow_params.thaw_period,
+            bond_wei: self.registry_params.bond.parse().context("registryParams.bond")?,
+            max_challenge_window_secs: self.escrow_params.max_challenge_window,
+            arbiter_period_secs: self.escrow_params.arbiter_period,
+        })
+    }
 }
 
 /// Deployed contracts and the file that describes them.
@@ -105,8 +174,7 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Deploys with `scripts/Deploy.s.sol`, as on any chain. `manifest_path` must lie under `.littoral`, the only place
-    /// where Foundry's configuration lets scripts write.
+    /// Deploys with `scripts/Deploy.s.sol`, as on any chain, and accepts the contracts as their owner.
     ///
     /// # Errors
     /// With forge's output when the script fails.
@@ -116,38 +184,17 @@ impl Deployment {
         manifest_path: &Path,
         params: DeployParams,
     ) -> anyhow::Result<Self> {
-        create_parent(manifest_path)?;
-        let output = Command::new(foundry("forge")?)
-            .args(["script", "scripts/Deploy.s.sol", "--broadcast", "--slow", "--rpc-url", rpc_url])
-            .args(["--private-key", &key.secret()])
-            .env("LITTORAL_DEPLOYMENT", manifest_path)
-            .env("MIN_STAKE", params.min_stake_wei.to_string())
-            .env("UNBONDING_PERIOD", params.unbonding_period_secs.to_string())
-            .env("THAW_PERIOD", params.thaw_period_secs.to_string())
-            .env("BOND", params.bond_wei.to_string())
-            .env("MAX_CHALLENGE_WINDOW", params.max_challenge_window_secs.to_string())
-            .env("ARBITER_PERIOD", params.arbiter_period_secs.to_string())
-            .env("OWNER", key.address().to_string())
-            .current_dir(root())
-            .kill_on_drop(true)
-            .output()
-            .await
-            .context("running forge")?;
-        if !output.status.success() {
-            bail!(
-                "forge script scripts/Deploy.s.sol failed ({}):\n{}{}",
-                output.status,
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        let deployment = Self::load(manifest_path)?;
-        ensure!(deployment.is_live(rpc_url).await?, "forge reported success, but there is no code at the addresses");
-        Ok(deployment)
+        let provider = ProviderBuilder::new().connect_http(rpc_url.parse()?).erased();
+        let chain = private_chain(&provider, key, params).await?;
+        let from_block = provider.get_block_number().await?;
+        let sender = Sender { rpc_url: rpc_url.to_owned(), wallet: Wallet::Key(key), is_shown: false };
+        let (terms, owner) = (chain.clone(), chain.owner);
+        tokio::task::spawn_blocking(move || sender.deploy(&terms, owner)).await??;
+        Self::record(&provider, &chain, from_block, manifest_path).await
     }
 
-    /// Deploys the same contracts from forge's build output without starting forge, in a fraction of the time, for
-    /// tests. Needs a `forge build` before.
+    /// Deploys the same contracts to the same addresses from forge's build output without starting forge, in a fraction
+    /// of the time, for tests. Needs a `forge build` before.
     ///
     /// # Errors
     /// When the build output is missing or a transaction fails.
@@ -159,44 +206,40 @@ impl Deployment {
     ) -> anyhow::Result<Self> {
         let wallet = EthereumWallet::from(key.signer());
         let provider = ProviderBuilder::new().wallet(wallet).connect_http(rpc_url.parse()?).erased();
-        let deploy_block = provider.get_block_number().await?;
-        let owner = key.address();
-        // Each contract names the other.
-        let escrow = owner.create(provider.get_transaction_count(owner).await? + 1);
-        let registry_args =
-            (params.min_stake_wei, params.unbonding_period_secs, params.bond_wei, escrow, owner).abi_encode_params();
-        let registry = create(&provider, "NodeRegistry", &registry_args).await?;
-        let (max_window, arbiter_period) = (params.max_challenge_window_secs, params.arbiter_period_secs);
-        let escrow_args = (registry, params.thaw_period_secs, owner, max_window, arbiter_period).abi_encode_params();
-        let created = create(&provider, "JobEscrow", &escrow_args).await?;
-        ensure!(
-            created == escrow,
-            "{owner} sent something else meanwhile: the escrow is at {created}, not at {escrow}"
-        );
-        let token = create(&provider, "TestToken", &[]).await?;
-        let manifest = Manifest {
-            chain_id: provider.get_chain_id().await?,
-            escrow,
-            registry,
-            deploy_block,
-            escrow_params: EscrowParams {
-                thaw_period: params.thaw_period_secs,
-                owner,
-                max_challenge_window: params.max_challenge_window_secs,
-                arbiter_period: params.arbiter_period_secs,
-            },
-            registry_params: RegistryParams {
-                min_stake: params.min_stake_wei.to_string(),
-                unbonding_period: params.unbonding_period_secs,
-                bond: params.bond_wei.to_string(),
-                owner,
-            },
-            tokens: BTreeMap::from([("TEST".to_owned(), token)]),
-        };
-        create_parent(manifest_path)?;
-        fs::write(manifest_path, serde_json::to_vec_pretty(&manifest)?)
-            .with_context(|| format!("writing {}", manifest_path.display()))?;
-        Ok(Self { manifest, path: manifest_path.to_owned() })
+        let chain = private_chain(&provider, key, params).await?;
+        let from_block = provider.get_block_number().await?;
+        create(&provider, "Deployment", &init_code(chain.owner, params)?).await?;
+        if chain.is_local() {
+            create(&provider, "TestToken", &test_token()?.0).await?;
+        }
+        let deployment = Self::record(&provider, &chain, from_block, manifest_path).await?;
+        let Manifest { registry, escrow, .. } = deployment.manifest;
+        for (name, address) in [("NodeRegistry", registry), ("JobEscrow", escrow)] {
+            let accepted = contract(name, address, provider.clone())?.function("acceptOwnership", &[])?.send().await?;
+            ensure!(accepted.get_receipt().await?.status(), "{} cannot accept the {name}", key.address());
+        }
+        Ok(deployment)
+    }
+
+    /// Describes a deployment that is on the chain in a file at `manifest_path`.
+    async fn record(
+        provider: &DynProvider,
+        chain: &ChainParams,
+        from_block: u64,
+        manifest_path: &Path,
+    ) -> anyhow::Result<Self> {
+        let manifest = record(provider, chain, chain.owner, from_block).await?;
+        let deployment = Self { manifest, path: manifest_path.to_owned() };
+        deployment.save()?;
+        Ok(deployment)
+    }
+
+    /// Writes the manifest.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self) -> anyhow::Result<()> {
+        write_json(&self.path, &self.manifest)
     }
 
     /// Reads a manifest.
@@ -227,18 +270,32 @@ impl Deployment {
     }
 }
 
-fn create_parent(path: &Path) -> anyhow::Result<()> {
-    match path.parent() {
-        Some(parent) => fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display())),
-        None => Ok(()),
-    }
+/// A private chain on which the holder of `key` owns the contracts.
+async fn private_chain(provider: &DynProvider, key: DevKey, terms: DeployParams) -> anyhow::Result<ChainParams> {
+    let local = ChainParams::load(&ChainParams::file(), "local")?;
+    Ok(local.with(provider.get_chain_id().await?, key.address(), terms))
 }
 
-/// Deploys one contract and waits until it is mined.
-async fn create(provider: &DynProvider, contract: &str, args: &[u8]) -> anyhow::Result<Address> {
-    let mut code = creation_code(contract)?.to_vec();
-    code.extend_from_slice(args);
-    let transaction = TransactionRequest::default().with_deploy_code(code);
+/// Writes a file of JSON whole or not at all, with the folders it is in.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    let write = || {
+        let file = tempfile::NamedTempFile::new_in(parent)?;
+        fs::write(file.path(), text)?;
+        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        file.persist(path)?;
+        anyhow::Ok(())
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Has the deterministic deployer create one contract and waits until it is mined.
+async fn create(provider: &DynProvider, contract: &str, init_code: &Bytes) -> anyhow::Result<()> {
+    let call = creation_call(init_code);
+    let transaction = TransactionRequest::default().with_to(DETERMINISTIC_DEPLOYER).with_input(call);
     let receipt = provider
         .send_transaction(transaction)
         .await
@@ -247,21 +304,5 @@ async fn create(provider: &DynProvider, contract: &str, args: &[u8]) -> anyhow::
         .await
         .with_context(|| format!("waiting for the deployment of {contract}"))?;
     ensure!(receipt.status(), "the deployment of {contract} reverted in {}", receipt.transaction_hash);
-    receipt.contract_address.with_context(|| format!("the deployment of {contract} has no address"))
-}
-
-fn creation_code(contract: &str) -> anyhow::Result<Bytes> {
-    #[derive(Deserialize)]
-    struct Artifact {
-        bytecode: Bytecode,
-    }
-    #[derive(Deserialize)]
-    struct Bytecode {
-        object: Bytes,
-    }
-    let path = artifacts_dir().join(format!("{contract}.sol/{contract}.json"));
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("{} is missing: run `node_modules/.bin/forge build`", path.display()))?;
-    let artifact: Artifact = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
-    Ok(artifact.bytecode.object)
+    Ok(())
 }

@@ -6,7 +6,7 @@
 
 mod anvil;
 mod chain;
-mod deployment;
+pub mod deployment;
 mod littoral;
 mod market;
 pub mod paths;

@@ -1,6 +1,7 @@
-//! `littoral-devnet`: what `scripts/up` and `scripts/test` start.
+//! `littoral-devnet`: what `scripts/up`, `scripts/deploy` and `scripts/test` start.
 
 mod demo;
+mod deploy;
 mod up;
 mod with_postgres;
 
@@ -19,6 +20,8 @@ struct Cli {
 enum Command {
     /// Bring up servers, contracts and processes, and take one job through them
     Up(Box<up::Up>),
+    /// Deploy the contracts to a chain, or check them there
+    Deploy(Box<deploy::Deploy>),
     /// Run a command with a private Postgres, and stop that when the command ends
     WithPostgres(with_postgres::WithPostgres),
 }
@@ -27,6 +30,7 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(up) => up.run().await.map(|()| ExitCode::SUCCESS),
+        Command::Deploy(deploy) => deploy.run().await,
         Command::WithPostgres(command) => command.run().await,
     };
     result.unwrap_or_else(|error| {
