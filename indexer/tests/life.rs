@@ -51,7 +51,7 @@ async fn assert_agrees(chain: &Chain, index: &mut Index, orders: &[Order]) {
         };
         assert_eq!(row.as_ref().map(|row| row.state), state);
         let Some(row) = row else { continue };
-        assert_eq!(row.order, *order);
+        assert_eq!(row.opened.unwrap().order, *order);
         if row.state == EscrowState::Submitted {
             let result = row.result.unwrap();
             assert_eq!(result.node, job.node);
@@ -125,7 +125,7 @@ async fn every_kind_of_event_leaves_the_rows_that_the_contracts_return() {
 
     chain.call(NODE, registry, 0, INodeRegistry::startUnbondCall { amount: U256::from(ETHER / 2) }).await;
     assert_agrees(&chain, &mut index, &orders).await;
-    chain.wait(61).await;
+    chain.wait(chain.deployment.registry_params.unbonding_period + 1).await;
     chain.call(NODE, registry, 0, INodeRegistry::finishUnbondCall {}).await;
     assert_agrees(&chain, &mut index, &orders).await;
     index.assert_equals_a_fresh_index(&chain).await;
@@ -208,7 +208,7 @@ async fn strings_that_are_no_text_do_not_stop_it() {
     let mut db = index.pool.acquire().await.unwrap();
     for (order, valid, text, place) in &orders {
         let id = chain.job_id(order);
-        let job = escrow::jobs(&mut db, &[id]).await.unwrap().remove(&id).unwrap();
+        let job = escrow::jobs(&mut db, &[id]).await.unwrap().remove(&id).unwrap().opened.unwrap();
         assert_eq!(job.spec_valid, *valid, "{text:?}");
         assert_eq!(job.order, *order);
         let stored = [&job.spec.inputCID, &job.spec.operation, &job.spec.params][*place];

@@ -7,6 +7,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
+use alloy::providers::Provider;
 use devnet::{Launch, Postgres, Process, Redis, RedisOptions, TestDatabase};
 use market::db;
 use sqlx::PgPool;
@@ -159,6 +160,9 @@ async fn it_waits_for_a_chain_that_is_not_up_yet_and_ends_when_told_to() {
 async fn health_and_metrics_say_how_far_it_is() {
     let (chain, stores) = (Chain::start().await, Stores::start().await);
     let pool = stores.pool().await;
+    // What the owners did at deployment, and the deposit.
+    let before = chain.source().range(1..=chain.provider.get_block_number().await.unwrap()).await.unwrap();
+    let events = before.events.len() + 1;
     chain.deposit(REQUESTER, 5).await;
     let bind = format!("127.0.0.1:{}", devnet::ports::free_port().unwrap());
     let launch = stores.indexer("measured", chain.anvil.rpc_url(), &chain.manifest.path).env("METRICS_BIND", &bind);
@@ -174,7 +178,7 @@ async fn health_and_metrics_say_how_far_it_is() {
     let (_, metrics) = get(&bind, "/metrics").await;
     for line in [
         "littoral_indexer_leader 1",
-        "littoral_indexer_events_applied_total 1",
+        &format!("littoral_indexer_events_applied_total {events}"),
         "littoral_indexer_events_undone_total 1",
         "littoral_indexer_reorgs_total 1",
         "littoral_indexer_lag_blocks 0",
