@@ -139,7 +139,8 @@ async fn a_reorg_may_take_back_the_node_and_all_money() {
     // All but the blocks that deploy the contracts.
     chain.reorg(head - chain.deployment.deploy_block - 3).await;
     index.assert_equals_a_fresh_index(&chain).await;
-    let folded = |line: &&String| !["chain_event", "chain_block", "chain_cursor"].iter().any(|table| line.contains(table));
+    let folded =
+        |line: &&String| !["chain_event", "chain_block", "chain_cursor"].iter().any(|table| line.contains(table));
     assert_eq!(index.state().await.iter().find(folded), None, "nothing but what the owners did at deployment is left");
 }
 
