@@ -1,8 +1,10 @@
 //! What commands have in common: who acts, on which chain, through which API.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use age::secrecy::SecretString;
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context as _;
@@ -16,8 +18,9 @@ use crate::chain::{Chain, NATIVE, Wallet};
 use crate::error::Failure;
 use crate::keys;
 use crate::output::Out;
+use crate::records::Records;
 
-const DEPLOYMENTS: &str = ".littoral/deployments";
+const DEPLOYMENTS: &str = "deployments";
 
 /// The options of every command, turned into what they stand for when it is needed.
 pub struct Context {
@@ -40,7 +43,28 @@ impl Context {
             self.out.note(&format!("warning: others can read your key: chmod 600 {}", path.display()));
         }
         let inline = std::env::var("LITTORAL_KEY").ok();
-        keys::load_signer(self.global.key_file.as_deref(), inline.as_deref())
+        keys::load_signer(self.global.key_file.as_deref(), inline.as_deref(), || self.passphrase())
+    }
+
+    /// The passphrase of encrypted keys.
+    pub fn passphrase(&self) -> anyhow::Result<SecretString> {
+        if let Some(path) = &self.global.passphrase_file {
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("cannot read the passphrase file {}", path.display()))?;
+            return Ok(SecretString::from(text.trim_end_matches(['\r', '\n']).to_owned()));
+        }
+        let missing = "this needs the key's passphrase: give --passphrase-file or LITTORAL_PASSPHRASE";
+        std::env::var("LITTORAL_PASSPHRASE").map(SecretString::from).map_err(|_| Failure::Usage(missing.into()).into())
+    }
+
+    /// Where orders, vouchers and session keys are kept.
+    pub fn data_dir(&self) -> anyhow::Result<PathBuf> {
+        self.global.data_dir.clone().map_or_else(keys::default_data_dir, Ok)
+    }
+
+    /// What `requester` keeps of their dealings with one escrow.
+    pub fn records(&self, deployment: &Deployment, requester: Address) -> anyhow::Result<Records> {
+        Records::open(&self.data_dir()?, deployment, requester)
     }
 
     /// Whether the command line says who acts.
@@ -108,12 +132,13 @@ impl Context {
     }
 }
 
-/// The one manifest in `dir`.
+/// The one manifest in `dir`, where each is called after its chain's id.
 fn only_manifest(dir: &Path) -> anyhow::Result<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(dir)
         .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
         .unwrap_or_default();
-    found.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let is_chain_id = |stem: &OsStr| stem.to_str().is_some_and(|stem| stem.parse::<u64>().is_ok());
+    found.retain(|path| path.extension() == Some(OsStr::new("json")) && path.file_stem().is_some_and(is_chain_id));
     found.sort();
     let hint = "give --deployment or LITTORAL_DEPLOYMENT";
     match found.as_slice() {
@@ -212,7 +237,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(only_manifest(&dir.path().join("none")).unwrap_err().to_string().contains("no deployments"));
         fs::write(dir.path().join("1.json"), "{}").unwrap();
-        fs::write(dir.path().join("notes.txt"), "").unwrap();
+        for other in ["notes.txt", "1.txt", "parameters.json", "1.sources.json"] {
+            fs::write(dir.path().join(other), "").unwrap();
+        }
         assert_eq!(only_manifest(dir.path()).unwrap(), dir.path().join("1.json"));
         fs::write(dir.path().join("2.json"), "{}").unwrap();
         let error = only_manifest(dir.path()).unwrap_err().to_string();

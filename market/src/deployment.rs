@@ -1,4 +1,5 @@
-//! The deployments manifest: where the contracts of one chain are. Written by `scripts/Deploy.s.sol`, read by every process.
+//! The deployments manifest: where the contracts of one chain are. Written by `scripts/deploy`, read by every
+//! process. `docs/deployment.md` tells of the keys that none of them needs.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -18,7 +19,7 @@ pub struct Deployment {
     pub escrow: Address,
     /// The `NodeRegistry`.
     pub registry: Address,
-    /// A block at or before the first of the two deployments; indexing starts here.
+    /// The block that both were created in; indexing starts here.
     pub deploy_block: u64,
     /// What the escrow was constructed with.
     pub escrow_params: EscrowParams,
@@ -35,7 +36,7 @@ pub struct Deployment {
 pub struct EscrowParams {
     /// Seconds between `thaw` and `withdraw`.
     pub thaw_period: u64,
-    /// Who sets its fee and can pause it; the chain knows who does so now.
+    /// Who was offered the power to set its fee and to pause it; the chain knows who has it now.
     pub owner: Address,
     /// Longest challenge window of an order, in seconds.
     pub max_challenge_window: u32,
@@ -53,7 +54,7 @@ pub struct RegistryParams {
     pub unbonding_period: u64,
     /// Wei of stake at risk in one job that an arbiter may decide.
     pub bond: Amount,
-    /// Who sets the least stake and can pause registrations; the chain knows who does so now.
+    /// Who was offered the power to set the least stake and to pause registrations; the chain knows who has it now.
     pub owner: Address,
 }
 

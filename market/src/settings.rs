@@ -32,7 +32,7 @@ pub struct ChainArgs {
     #[arg(long, env = "RPC_URL", hide_env_values = true)]
     pub rpc_url: Url,
 
-    /// Deployments manifest, as scripts/Deploy.s.sol writes it
+    /// Deployments manifest, as scripts/deploy writes it
     #[arg(long, env = "LITTORAL_DEPLOYMENT", value_name = "FILE")]
     pub deployment: PathBuf,
 }

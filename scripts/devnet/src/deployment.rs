@@ -19,7 +19,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use check::Check;
-pub use contracts::Addresses;
+pub use contracts::{Addresses, init_code};
 pub use parameters::ChainParams;
 pub use plan::{Cost, Plan, require_chain};
 pub use send::{Sender, Wallet, commit, record};
@@ -27,7 +27,7 @@ pub use sources::{compiler, recompile, reproduces, sources_path, standard_json, 
 
 use crate::DevKey;
 use crate::chain::contract;
-use contracts::{DETERMINISTIC_DEPLOYER, creation_call, init_code, test_token};
+use contracts::{DETERMINISTIC_DEPLOYER, creation_call, test_token};
 
 /// What the contracts are deployed with. The default suits demonstrations and tests: short periods, and windows as long as
 /// the command line asks for unless told otherwise.

@@ -37,7 +37,7 @@ pub struct Up {
     #[arg(long, value_name = "SECS", default_value_t = 600)]
     within: u64,
 
-    /// Where data, logs and the manifest lie; must be under .littoral, the only place where forge may write
+    /// Where data, logs and the manifest lie; .littoral unless given
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 

@@ -7,9 +7,9 @@ use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::providers::{DynProvider, Provider};
 use alloy::transports::RpcError;
 
-use super::Manifest;
 use super::contracts::Addresses;
 use super::parameters::ChainParams;
+use super::{DeployParams, Manifest};
 use crate::chain::{Contract, contract};
 
 /// What a check found.
@@ -43,7 +43,7 @@ impl Check {
     pub async fn run(provider: &DynProvider, manifest: &Manifest, chain: &ChainParams) -> anyhow::Result<Self> {
         let mut check = Self::default();
         let chain_id = provider.get_chain_id().await?;
-        check.compare("chainId", chain_id, &[("manifest", manifest.chain_id), ("parameters", chain.chain_id)]);
+        check.compare("chainId", Some(chain_id), &[("manifest", manifest.chain_id), ("parameters", chain.chain_id)]);
         if chain_id != manifest.chain_id {
             return Ok(check);
         }
@@ -58,17 +58,23 @@ impl Check {
         check.owner("escrow", &escrow, manifest.escrow_params.owner, manifest, chain).await?;
         check.domain(&escrow, manifest).await?;
         for (name, token) in &chain.tokens {
-            check.compare(&format!("tokens.{name}"), Some(token), &[("manifest", manifest.tokens.get(name))]);
+            check.compare(
+                &format!("tokens.{name} in the manifest"),
+                manifest.tokens.get(name),
+                &[("parameters", token)],
+            );
         }
         Ok(check)
     }
 
-    /// Compares what is with what each of `sources` says it should be.
-    fn compare<T: PartialEq + fmt::Debug>(&mut self, what: &str, actual: T, sources: &[(&str, T)]) {
+    /// Compares what is, if it could be read, with what each of `sources` says it should be.
+    fn compare<T: PartialEq + fmt::Debug>(&mut self, what: &str, actual: Option<T>, sources: &[(&str, T)]) {
         for (source, expected) in sources {
             self.compared += 1;
-            if actual != *expected {
-                self.differences.push(format!("{what} is {actual:?}, in the {source} {expected:?}"));
+            match &actual {
+                Some(actual) if actual == expected => {}
+                Some(actual) => self.differences.push(format!("{what} is {actual:?}, in the {source} {expected:?}")),
+                None => self.differences.push(format!("{what} is missing, in the {source} {expected:?}")),
             }
         }
     }
@@ -81,11 +87,7 @@ impl Check {
             ("registry", manifest.registry, expected.registry),
             ("escrow", manifest.escrow, expected.escrow),
         ] {
-            self.compare(
-                &format!("{what} in the manifest"),
-                actual,
-                &[("addresses that initCodeHash gives", expected)],
-            );
+            self.compare(&format!("{what} in the manifest"), Some(actual), &[("deployment of initCodeHash", expected)]);
         }
     }
 
@@ -97,7 +99,7 @@ impl Check {
             ("escrow", manifest.escrow, hashes.escrow),
         ] {
             let hash = keccak256(provider.get_code_at(address).await?);
-            self.compare(&format!("the hash of the code at {address} ({what})"), hash, &[("manifest", expected)]);
+            self.compare(&format!("the hash of the code at {address} ({what})"), Some(hash), &[("manifest", expected)]);
         }
         Ok(())
     }
@@ -106,15 +108,14 @@ impl Check {
         let receipt = provider.get_transaction_receipt(manifest.deploy_transaction).await?;
         let block = receipt.filter(|receipt| receipt.status()).and_then(|receipt| receipt.block_number);
         let what = format!("the block of {}", manifest.deploy_transaction);
-        self.compare(&what, block, &[("manifest", Some(manifest.deploy_block))]);
+        self.compare(&what, block, &[("manifest", manifest.deploy_block)]);
         Ok(())
     }
 
     async fn links(&mut self, registry: &Contract, escrow: &Contract, manifest: &Manifest) -> anyhow::Result<()> {
-        let escrow_of = read(registry, "escrow").await?;
-        self.compare("registry.escrow()", escrow_of, &[("manifest", Some(manifest.escrow.into()))]);
-        let registry_of = read(escrow, "registry").await?;
-        self.compare("escrow.registry()", registry_of, &[("manifest", Some(manifest.registry.into()))]);
+        let (escrow_of, registry_of) = (address(registry, "escrow").await?, address(escrow, "registry").await?);
+        self.compare("registry.escrow()", escrow_of, &[("manifest", manifest.escrow)]);
+        self.compare("escrow.registry()", registry_of, &[("manifest", manifest.registry)]);
         Ok(())
     }
 
@@ -125,38 +126,19 @@ impl Check {
         manifest: &Manifest,
         chain: &ChainParams,
     ) -> anyhow::Result<()> {
-        let (terms, of_registry, of_escrow) = (chain.terms(), &manifest.registry_params, manifest.escrow_params);
-        let text = |value: u128| value.to_string();
-        for (contract, name, function, in_manifest, in_parameters) in [
-            (registry, "registry", "minStake", of_registry.min_stake.clone(), text(terms.min_stake_wei)),
-            (registry, "registry", "bond", of_registry.bond.clone(), text(terms.bond_wei)),
-            (
-                registry,
-                "registry",
-                "unbondingPeriod",
-                of_registry.unbonding_period.to_string(),
-                terms.unbonding_period_secs.to_string(),
-            ),
-            (escrow, "escrow", "thawPeriod", of_escrow.thaw_period.to_string(), terms.thaw_period_secs.to_string()),
-            (
-                escrow,
-                "escrow",
-                "maxChallengeWindow",
-                of_escrow.max_challenge_window.to_string(),
-                terms.max_challenge_window_secs.to_string(),
-            ),
-            (
-                escrow,
-                "escrow",
-                "arbiterPeriod",
-                of_escrow.arbiter_period.to_string(),
-                terms.arbiter_period_secs.to_string(),
-            ),
-        ] {
-            let actual = read(contract, function).await?;
-            let number = actual.as_ref().and_then(DynSolValue::as_uint).map(|(number, _)| number.to_string());
-            let expected = [("manifest", Some(in_manifest)), ("parameters", Some(in_parameters))];
-            self.compare(&format!("{name}.{function}()"), number, &expected);
+        let all: [(_, _, _, fn(DeployParams) -> u128); 6] = [
+            ("registry", registry, "minStake", |terms| terms.min_stake_wei),
+            ("registry", registry, "bond", |terms| terms.bond_wei),
+            ("registry", registry, "unbondingPeriod", |terms| terms.unbonding_period_secs.into()),
+            ("escrow", escrow, "thawPeriod", |terms| terms.thaw_period_secs.into()),
+            ("escrow", escrow, "maxChallengeWindow", |terms| terms.max_challenge_window_secs.into()),
+            ("escrow", escrow, "arbiterPeriod", |terms| terms.arbiter_period_secs.into()),
+        ];
+        for (name, contract, function, of) in all {
+            let actual = read(contract, function).await?.as_ref().and_then(DynSolValue::as_uint);
+            let sources = [("manifest", manifest.terms()?), ("parameters", chain.terms())];
+            let expected = sources.map(|(source, terms)| (source, U256::from(of(terms))));
+            self.compare(&format!("{name}.{function}()"), actual.map(|(value, _)| value), &expected);
         }
         Ok(())
     }
@@ -171,16 +153,15 @@ impl Check {
         chain: &ChainParams,
     ) -> anyhow::Result<()> {
         if !chain.owner.is_zero() {
-            self.compare(&format!("{name}Params.owner in the manifest"), owner, &[("parameters", chain.owner)]);
+            self.compare(&format!("{name}Params.owner in the manifest"), Some(owner), &[("parameters", chain.owner)]);
         }
         let (current, pending) = (address(contract, "owner").await?, address(contract, "pendingOwner").await?);
         if current == Some(manifest.deployment) {
-            self.compare(&format!("{name}.pendingOwner()"), pending, &[("manifest", Some(owner))]);
+            self.compare(&format!("{name}.pendingOwner()"), pending, &[("manifest", owner)]);
             self.notes.push(format!("{owner} has not accepted the {name} yet"));
         } else {
-            self.compare(&format!("{name}.owner()"), current, &[("manifest", Some(owner))]);
-            let nobody = [("owner's own decision: nobody", Some(Address::ZERO))];
-            self.compare(&format!("{name}.pendingOwner()"), pending, &nobody);
+            self.compare(&format!("{name}.owner()"), current, &[("manifest", owner)]);
+            self.compare(&format!("{name}.pendingOwner()"), pending, &[("manifest nobody:", Address::ZERO)]);
         }
         Ok(())
     }
@@ -196,7 +177,7 @@ impl Check {
             manifest.escrow.into(),
             DynSolValue::FixedBytes(B256::ZERO, 32),
         ];
-        self.compare("escrow.eip712Domain()", actual, &[("manifest", Some(expected))]);
+        self.compare("escrow.eip712Domain()", actual, &[("manifest", expected)]);
         Ok(())
     }
 }
