@@ -310,6 +310,8 @@ abstract contract Jobs is Channels {
         // forge-lint: disable-next-line(unsafe-typecast)
         uint96 kept = locked < room ? uint96(locked) : room;
         uint256 free = _credit(order.requester, order.token, locked - kept);
+        uint256 thawing = _accounts[order.token][order.requester].thawing;
+        emit ChannelUpdated(jobId, order.requester, node, order.token, free, thawing, reserved + kept, c.claimed);
         _setAside(c, order.requester, node, order.token, reserved + kept, free);
         emit JobRefunded(jobId, order.requester, order.token, locked, free);
     }

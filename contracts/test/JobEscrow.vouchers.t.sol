@@ -335,6 +335,8 @@ contract RailsTest is Base {
         _redeem(10, 3);
         skip(WINDOW);
         vm.expectEmit(address(escrow));
+        emit IJobEscrow.ChannelUpdated(jobId, requester.addr, node.addr, NATIVE, 80, 0, 10, 10);
+        vm.expectEmit(address(escrow));
         emit IJobEscrow.ReservationChanged(requester.addr, node.addr, NATIVE, 10, 0, 0, 80);
         vm.expectEmit(address(escrow));
         emit IJobEscrow.JobRefunded(jobId, requester.addr, NATIVE, 10, 80);

@@ -223,7 +223,7 @@ interface IJobEscrow {
     );
 
     /// @notice The whole lock went back to the requester, whose balance is now `free`. Where a voucher had paid for the job, it
-    /// went into the channel's reservation, of which `ReservationChanged` tells.
+    /// went into the channel's reservation, of which `ChannelUpdated` tells, and `ReservationChanged` that it thaws no more.
     event JobRefunded(bytes32 indexed jobId, address indexed requester, address token, uint128 amount, uint256 free);
 
     /// @notice A signed order drew on the requester's account or was paid for. All amounts as they stand afterwards.
