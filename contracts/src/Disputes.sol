@@ -71,19 +71,32 @@ abstract contract Disputes is Jobs {
         bool lost,
         uint256 slashBps
     ) private {
-        (uint256 slashed, uint256 compensation) = INodeRegistry(registry)
-            .releaseBond(
-                node, true, lost, INodeRegistry(registry).bond() * slashBps / BPS, order.token == address(0) ? price : 0
-            );
-        uint128 bond = _disputeBond(order);
-        // forge-lint: disable-next-line(unsafe-typecast)
-        uint128 back = price - paid + uint128(compensation); // at most `price`
-        uint256 free = _credit(order.requester, order.token, lost ? back + bond : back);
-        if (lost) bond = 0;
+        (uint256 slashed, uint256 compensation) = _slash(order, node, price, lost, slashBps);
+        uint128 bond = lost ? 0 : _disputeBond(order); // the node's
+        uint256 free = _giveBackInDispute(order, price - paid, compensation, lost);
         if (_jobs[jobId].signed) _claimForOrder(jobId, order, node, paid);
-        uint256 total = earned[node][order.token] + paid - _takeFee(jobId, order, paid) + bond;
-        earned[node][order.token] = total;
+        uint256 total = paid - _takeFee(jobId, order, paid);
+        total = _earn(node, order.token, total + bond);
         _tellResolved(jobId, order, node, paid, bond, slashed, compensation, free, total);
+    }
+
+    /// @dev What the requester gets: the rest of the price, the compensation, the bond unless it is the node's.
+    function _giveBackInDispute(Order calldata order, uint128 rest, uint256 compensation, bool lost)
+        private
+        returns (uint256 free)
+    {
+        // forge-lint: disable-next-line(unsafe-typecast)
+        rest += uint128(compensation); // at most the price
+        if (lost) rest += _disputeBond(order);
+        return _credit(order.requester, order.token, rest);
+    }
+
+    function _slash(Order calldata order, address node, uint128 price, bool lost, uint256 slashBps)
+        private
+        returns (uint256 slashed, uint256 compensation)
+    {
+        uint256 slash = INodeRegistry(registry).bond() * slashBps / BPS;
+        return INodeRegistry(registry).releaseBond(node, true, lost, slash, order.token == address(0) ? price : 0);
     }
 
     /// @dev On its own for the compiler's unoptimized pipeline, which measures coverage.
