@@ -319,10 +319,11 @@ abstract contract Jobs is Channels {
         uint96 room = type(uint96).max - reserved;
         // forge-lint: disable-next-line(unsafe-typecast)
         uint96 kept = locked < room ? uint96(locked) : room;
+        reserved += kept;
+        (c.reserved, c.thawing) = (reserved, 0);
         uint256 free = _credit(order.requester, order.token, locked - kept);
-        uint256 thawing = _accounts[order.token][order.requester].thawing;
-        emit ChannelUpdated(jobId, order.requester, node, order.token, free, thawing, reserved + kept, c.claimed);
-        _setAside(c, order.requester, node, order.token, reserved + kept, free);
+        _tell(jobId, order, node, reserved, c.claimed);
+        emit ReservationChanged(order.requester, node, order.token, reserved, 0, 0, free);
         emit JobRefunded(jobId, order.requester, order.token, locked, free);
     }
 
@@ -341,8 +342,13 @@ abstract contract Jobs is Channels {
         Channel storage c = _channels[node][order.token][order.requester];
         uint96 claimed = _claimed(c.claimed, price);
         c.claimed = claimed;
+        _tell(jobId, order, node, c.reserved, claimed);
+    }
+
+    /// @dev Tells what the channel and the account have now on behalf of the job.
+    function _tell(bytes32 jobId, Order calldata order, address node, uint256 reserved, uint256 claimed) private {
         Account storage acc = _accounts[order.token][order.requester];
-        emit ChannelUpdated(jobId, order.requester, node, order.token, acc.free, acc.thawing, c.reserved, claimed);
+        emit ChannelUpdated(jobId, order.requester, node, order.token, acc.free, acc.thawing, reserved, claimed);
     }
 
     function _pay(bytes32 jobId, Order calldata order, address node, uint128 price, bytes32 resultHash, uint256 free)

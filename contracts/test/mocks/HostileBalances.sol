@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
+import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+
 import {TestToken} from "./TestToken.sol";
 
 /// @notice Balances change without a transfer, all by the same factor.
@@ -71,5 +73,21 @@ contract HostilePermitToken is TestToken {
         assembly {
             revert(0, length)
         }
+    }
+}
+
+/// @notice A transfer to anyone takes from them.
+contract SiphoningToken is ERC20 {
+    uint256 internal _balance = 10;
+
+    constructor() ERC20("Siphoning", "SIP") {}
+
+    function balanceOf(address) public view override returns (uint256) {
+        return _balance;
+    }
+
+    function transferFrom(address, address, uint256 value) public override returns (bool) {
+        _balance -= value;
+        return true;
     }
 }
