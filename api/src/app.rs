@@ -47,6 +47,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How many claims may ask the database at once.
     pub claim_slots: usize,
+    /// Whom nodes may let redeem their vouchers.
+    pub settler: Option<Address>,
 }
 
 impl Default for Settings {
@@ -62,6 +64,7 @@ impl Default for Settings {
             cors_origins: Vec::new(),
             request_timeout: Duration::from_secs(30),
             claim_slots: 8,
+            settler: None,
         }
     }
 }

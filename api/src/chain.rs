@@ -2,10 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use alloy::primitives::Address;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
-use market::{Amount, db::chain_view};
+use market::{
+    Amount, clock,
+    db::{
+        chain_view::{self, Balance},
+        voucher::{self, Promised},
+    },
+    fold::EscrowChannel,
+    order::uint64_text,
+};
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -34,6 +44,10 @@ struct ChainBody {
     registry: WalletAddress,
     /// Who has to be named as assigner in open orders.
     assigner: WalletAddress,
+    /// Whom nodes may let redeem their vouchers, with the escrow's `setSettler`; `null` if this market has none.
+    settler: Option<WalletAddress>,
+    /// Longest challenge window in seconds.
+    max_challenge_window: u32,
     /// Wei a node must have staked.
     min_stake: Amount,
     /// Seconds before unbonded stake can leave.
@@ -67,6 +81,8 @@ async fn chain(State(app): State<App>) -> ApiResult<Json<ChainBody>> {
         escrow: WalletAddress(deployment.escrow),
         registry: WalletAddress(deployment.registry),
         assigner: WalletAddress(app.assigner()),
+        settler: app.parts.settings.settler.map(WalletAddress),
+        max_challenge_window: deployment.escrow_params.max_challenge_window,
         min_stake: deployment.registry_params.min_stake,
         unbonding_period: deployment.registry_params.unbonding_period,
         thaw_period: deployment.escrow_params.thaw_period,
@@ -95,6 +111,48 @@ struct AccountBody {
     balances: Vec<BalanceBody>,
     /// As a node, by token: credited and not withdrawn.
     earned: Vec<EarnedBody>,
+    /// As a requester of signed orders, by token: what is promised and what is left for more.
+    accounts: Vec<PromisedBody>,
+}
+
+/// What a requester's deposit in one token is bound by.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PromisedBody {
+    /// Zero for the chain's native coin.
+    token: WalletAddress,
+    /// By signed orders that are neither paid nor void.
+    promised: Amount,
+    /// What is set aside for single nodes.
+    reserved: Amount,
+    /// What of the free balance is bound by no order.
+    available: Amount,
+    /// With each node.
+    channels: Vec<ChannelBody>,
+}
+
+/// What lies between a requester and a node in one token.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ChannelBody {
+    /// Who is paid; `null` for orders that any node may take.
+    node: Option<WalletAddress>,
+    /// By signed orders that are neither paid nor void.
+    promised: Amount,
+    /// The part of it that completed jobs ask.
+    completed: Amount,
+    /// All that the channel ever paid.
+    claimed: Amount,
+    /// What is set aside for the node.
+    reserved: Amount,
+    /// What of that is on its way back.
+    thawing: Amount,
+    /// When that can be released.
+    thaw_end: Option<DateTime<Utc>>,
+    /// Signed orders up to this nonce are paid for by a redeemed voucher; a decimal string.
+    #[serde(with = "uint64_text")]
+    #[schema(value_type = String, example = "7")]
+    covered_nonce: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -127,6 +185,7 @@ async fn account(State(app): State<App>, Path(path): Path<AccountPath>) -> ApiRe
     let mut db = app.parts.pool.acquire().await?;
     let balances = chain_view::balances(&mut db, path.address.0).await?;
     let earned = chain_view::earnings(&mut db, path.address.0).await?;
+    let accounts = promised(&mut db, path.address.0, &balances).await?;
     Ok(Json(AccountBody {
         address: path.address,
         balances: balances
@@ -142,5 +201,51 @@ async fn account(State(app): State<App>, Path(path): Path<AccountPath>) -> ApiRe
             .into_iter()
             .map(|earning| EarnedBody { token: WalletAddress(earning.token), amount: earning.amount })
             .collect(),
+        accounts,
     }))
+}
+
+async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -> ApiResult<Vec<PromisedBody>> {
+    // By token and node: nothing for orders that any node may take.
+    let mut channels: BTreeMap<(Address, Option<Address>), (Option<Promised>, EscrowChannel)> = BTreeMap::new();
+    for (channel, row) in voucher::channels_of(db, owner).await? {
+        channels.insert((channel.token, Some(channel.node)), (None, row));
+    }
+    for promised in voucher::promised(db, owner, clock::now()).await? {
+        channels.entry((promised.token, promised.node)).or_default().0 = Some(promised);
+    }
+    let mut accounts: BTreeMap<Address, PromisedBody> = BTreeMap::new();
+    for balance in balances {
+        accounts.insert(balance.token, PromisedBody::empty(balance.token, balance.free));
+    }
+    for ((token, node), (promised, row)) in channels {
+        let account = accounts.entry(token).or_insert_with(|| PromisedBody::empty(token, Amount::ZERO));
+        account.add(ChannelBody {
+            node: node.map(WalletAddress),
+            promised: promised.map_or(Amount::ZERO, |promised| promised.amount),
+            completed: promised.map_or(Amount::ZERO, |promised| promised.completed),
+            claimed: row.claimed,
+            reserved: row.reserved,
+            thawing: row.thawing,
+            thaw_end: row.thaw_end,
+            covered_nonce: row.covered_nonce,
+        });
+    }
+    Ok(accounts.into_values().collect())
+}
+
+impl PromisedBody {
+    fn empty(token: Address, free: Amount) -> Self {
+        let token = WalletAddress(token);
+        Self { token, promised: Amount::ZERO, reserved: Amount::ZERO, available: free, channels: Vec::new() }
+    }
+
+    /// A reservation pays for the promises of its channel first; what it does not cover binds the free balance.
+    fn add(&mut self, channel: ChannelBody) {
+        let beyond = channel.promised.0.saturating_sub(channel.reserved.0);
+        self.promised = Amount(self.promised.0.saturating_add(channel.promised.0));
+        self.reserved = Amount(self.reserved.0.saturating_add(channel.reserved.0));
+        self.available = Amount(self.available.0.saturating_sub(beyond));
+        self.channels.push(channel);
+    }
 }

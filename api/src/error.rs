@@ -106,6 +106,10 @@ codes! {
     DeadlinePassed = 409 "deadline_passed",
     /// The job is not open in the escrow
     NotOpen = 409 "not_open",
+    /// The voucher covers nothing that is not covered already
+    VoucherStale = 409 "voucher_stale",
+    /// The voucher covers an order that the node has yet to do
+    VoucherCoversUnfinished = 409 "voucher_covers_unfinished",
     /// The job cannot be claimed now
     NotClaimable = 409 "not_claimable",
     /// The body is larger than is taken
@@ -140,6 +144,12 @@ codes! {
     PriceAboveMax = 422 "price_above_max",
     /// The receipt's signature is not by the node
     BadReceiptSignature = 422 "bad_receipt_signature",
+    /// The voucher's signature is not by the requester or a session key
+    BadVoucherSignature = 422 "bad_voucher_signature",
+    /// The voucher is not over what its channel owes
+    VoucherMismatch = 422 "voucher_mismatch",
+    /// The session key may not spend as much, or not for long enough
+    SessionInsufficient = 422 "session_insufficient",
     /// The public key is not the one that is registered on the chain
     PublicKeyMismatch = 422 "public_key_mismatch",
     /// The server failed

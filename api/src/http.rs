@@ -23,7 +23,7 @@ use crate::{
     app::App,
     auth, blobs, chain,
     error::{ApiError, Code},
-    health, jobs, nodes, openapi,
+    health, jobs, nodes, openapi, vouchers,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,6 +38,7 @@ pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
         .merge(chain::routes())
         .merge(nodes::routes())
         .merge(jobs::routes())
+        .merge(vouchers::routes())
         .layer(from_fn_with_state(app.clone(), in_time));
     let (routes, api) = quick.merge(blobs::routes()).merge(jobs::waiting_routes()).split_for_parts();
     let api = openapi::complete(api);

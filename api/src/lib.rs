@@ -17,4 +17,6 @@ pub mod serve;
 pub mod server;
 pub mod settle;
 pub mod store;
+pub mod vouchers;
+pub mod wallet;
 pub mod wire;

@@ -3,6 +3,7 @@
 mod heartbeat;
 mod payments;
 mod register;
+mod vouchers;
 
 use std::str::FromStr;
 
@@ -38,6 +39,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(register::routes())
         .merge(heartbeat::routes())
         .merge(payments::routes())
+        .merge(vouchers::routes())
         .routes(routes!(list_nodes))
         .routes(routes!(node_status))
         .routes(routes!(node_jobs))

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use alloy::signers::local::PrivateKeySigner;
+use alloy::{primitives::Address, signers::local::PrivateKeySigner};
 use anyhow::Context;
 use chrono::TimeDelta;
 use clap::Args;
@@ -60,6 +60,10 @@ pub struct ServeArgs {
     /// Host and port under which clients reach this API, as sign-in messages name it; may be given several times
     #[arg(long, env = "SIGNIN_DOMAIN", value_delimiter = ',')]
     signin_domain: Vec<String>,
+
+    /// Address of this market's settler, which nodes may let redeem their vouchers
+    #[arg(long, env = "SETTLER_ADDRESS", value_name = "ADDRESS")]
+    settler_address: Option<Address>,
 
     /// Web origins, such as https://app.example, that may call from a browser; none unless given
     #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
@@ -226,6 +230,7 @@ fn settings(args: &ServeArgs) -> Settings {
         lease: TimeDelta::seconds(args.lease_secs.into()),
         deadline_margin: TimeDelta::seconds(args.deadline_margin_secs.into()),
         settle_margin: TimeDelta::seconds(args.settle_margin_secs.into()),
+        settler: args.settler_address,
         max_index_lag: TimeDelta::seconds(args.max_index_lag_secs.into()),
         cors_origins: args.cors_origin.clone(),
         claim_slots,

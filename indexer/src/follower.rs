@@ -6,9 +6,8 @@ use chrono::{DateTime, Utc};
 use market::db::chain::{self, Applied, ApplyError, Block, BlockId, Cursor, HEADERS_KEPT, Step};
 use market::db::leader::{Fence, FenceError};
 use market::fold::Contracts;
+use market::source::{RangeSize, Source, SourceError, Stretch};
 use sqlx::postgres::PgPool;
-
-use crate::source::{Source, SourceError, Stretch};
 
 /// Blocks this far below the head are read by range, without checking each one's parent; also how far before the contracts'
 /// deployment indexing begins, so that a reorg of the deployment itself can be followed.
@@ -167,7 +166,7 @@ impl Follower {
                 anchor.id
             }
         };
-        let ranges = RangeSize { now: max_range, max: max_range };
+        let ranges = RangeSize::up_to(max_range);
         Ok(Self { pool, source, fence, cursor, ranges, pruned_at: cursor.number })
     }
 
@@ -216,24 +215,13 @@ impl Follower {
     /// Forward by as many blocks as one query of logs allows; nothing if the cursor is not on the chain any more.
     async fn settled_step(&mut self, head: BlockId) -> Result<Option<Step>, FollowError> {
         let from = self.cursor;
-        loop {
-            let to = head.number.saturating_sub(SETTLED_DISTANCE).min(from.number.saturating_add(self.ranges.now));
-            let stretch = match self.source.range(from.number + 1..=to).await {
-                Ok(stretch) => stretch,
-                Err(error) if error.is_refusal() && self.ranges.shrink() => {
-                    tracing::debug!(%error, range = self.ranges.now, "asking for fewer blocks at once");
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            self.ranges.grow();
-            // Asked last: had the chain branched off below the cursor before the logs were read, this would show it.
-            if self.source.block(from.number).await?.is_none_or(|block| block.id != from) {
-                return Ok(None);
-            }
-            let Stretch { blocks, events } = stretch;
-            return Ok(Some(Step { from, ancestor: None, blocks, events }));
+        let to = head.number.saturating_sub(SETTLED_DISTANCE);
+        let Stretch { blocks, events } = self.source.next_range(from.number + 1, to, &mut self.ranges).await?;
+        // Asked last: had the chain branched off below the cursor before the logs were read, this would show it.
+        if self.source.block(from.number).await?.is_none_or(|block| block.id != from) {
+            return Ok(None);
         }
+        Ok(Some(Step { from, ancestor: None, blocks, events }))
     }
 
     /// Forward by the next block; nothing if it is not a child of the cursor.
@@ -330,25 +318,5 @@ impl Follower {
         tracing::debug!(forgotten, cursor = self.cursor.number, "forgot old headers");
         self.pruned_at = self.cursor.number;
         Ok(())
-    }
-}
-
-/// How many blocks one query of logs spans: half as many when the endpoint refuses, slowly more when it does not.
-#[derive(Debug, Clone, Copy)]
-struct RangeSize {
-    now: u64,
-    max: u64,
-}
-
-impl RangeSize {
-    /// False if it cannot be less.
-    fn shrink(&mut self) -> bool {
-        let before = self.now;
-        self.now = (self.now / 2).max(1);
-        self.now < before
-    }
-
-    fn grow(&mut self) {
-        self.now = self.now.saturating_add(self.now / 8 + 1).min(self.max);
     }
 }

@@ -1,9 +1,8 @@
 //! The indexer: follows the chain into Postgres, and has what changed projected to Redis.
 //!
-//! [`source`] reads the chain, [`follower`] decides what the next step of the cursor is and takes it, [`service`] runs that
+//! [`market::source`] reads the chain, [`follower`] decides what the next step of the cursor is and takes it, [`service`] runs that
 //! under leadership, and [`status`] tells people and Prometheus how far it is.
 
 pub mod follower;
 pub mod service;
-pub mod source;
 pub mod status;

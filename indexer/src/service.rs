@@ -15,12 +15,12 @@ use market::redis::keys::Keys;
 use market::redis::projector::Projector;
 use market::rpc::RpcError;
 use market::settings::{ChainArgs, StoreArgs};
+use market::source::Source;
 use market::{clock, db, rpc};
 use sqlx::postgres::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::follower::{FollowError, Follower, Progress, Remedy, is_transient, stored_cursor};
-use crate::source::Source;
 use crate::status::{self, Status};
 
 /// Pause before a failed attempt is repeated; doubles up to [`LONGEST_PAUSE`].

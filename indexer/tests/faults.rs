@@ -13,8 +13,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing::post};
 use littoral_indexer::follower::{FollowError, Remedy, SETTLED_DISTANCE};
-use littoral_indexer::source::SourceError;
 use market::rpc;
+use market::source::SourceError;
 use serde_json::{Value, json};
 use support::{Chain, ETHER, Index, NODE, REQUESTER, spec};
 

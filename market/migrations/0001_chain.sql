@@ -31,8 +31,9 @@ create table chain_cursor (
     epoch        bigint not null                 -- epoch of the leader that wrote last
 );
 
--- Logs of the escrow and the registry, as they were emitted. The key columns serve to find the events of a row; they may
--- find more than touch it, never less.
+-- Logs of the escrow and the registry, as they were emitted. The key columns serve to find the events of a row, by their kind
+-- and from the latest on: an event tells amounts as they stand after it, so the last of each kind make the row again,
+-- however many there were (market::fold::Key::kinds).
 create table chain_event (
     block_hash   bytes32 not null references chain_block (hash),
     log_index    bigint not null check (log_index >= 0),
@@ -52,10 +53,13 @@ create table chain_event (
 );
 create index chain_event_position on chain_event (block_number, log_index) where canonical;
 create index chain_event_job on chain_event (job_id, block_number, log_index) where canonical and job_id is not null;
-create index chain_event_account on chain_event (account, token, block_number, log_index) where canonical and account is not null;
-create index chain_event_node on chain_event (node, token, block_number, log_index) where canonical and node is not null;
+create index chain_event_account on chain_event (account, token, kind, block_number, log_index)
+    where canonical and account is not null;
+create index chain_event_node on chain_event (node, token, kind, block_number, log_index) where canonical and node is not null;
+create index chain_event_channel on chain_event (account, node, token, kind, block_number, log_index)
+    where canonical and kind in ('ChannelUpdated', 'ReservationChanged');
 -- Fees (with token) and what the owners set (without).
-create index chain_event_rest on chain_event (token, block_number, log_index)
+create index chain_event_rest on chain_event (token, kind, block_number, log_index)
     where canonical and account is null and node is null;
 create index chain_event_tx on chain_event (tx_hash) where canonical;
 
@@ -65,15 +69,18 @@ create table chain_redemption (
     block_hash    bytes32 not null,
     log_index     bigint not null,
     position      integer not null,
+    block_number  bigint not null,
     requester     address not null,
     node          address not null,
     token         address not null,
     claimed       amount not null,
     covered_nonce numeric(20, 0) not null,
+    drawn         boolean not null,              -- it took from the requester's account, not only from the reservation
     primary key (block_hash, log_index, position),
     foreign key (block_hash, log_index) references chain_event (block_hash, log_index)
 );
-create index chain_redemption_requester on chain_redemption (requester, token);
+create index chain_redemption_channel on chain_redemption (requester, node, token, block_number, log_index);
+create index chain_redemption_account on chain_redemption (requester, token, block_number, log_index) where drawn;
 
 -- A job opened in the escrow, or a signed order of which the chain has told. The order's columns are those of an opened job;
 -- events about signed orders do not carry them (the API keeps the order in signed_order).

@@ -14,17 +14,24 @@ create table settlement_batch (
     created_at   timestamptz not null,
     ended_at     timestamptz,
     tx_hash      bytes32,                        -- what used the nonce; null if that is not known
-    block_number bigint,                         -- where it was mined
-    gas_used     bigint,
+    block_number bigint,                         -- where it was mined, or by when the nonce was used
+    block_hash   bytes32,
+    gas_used     bigint,                         -- null if no node tells
+    gas_price    numeric(39, 0),                 -- wei paid for a unit of gas
     final_at     timestamptz,                    -- seen in a final block
     unique (sender, nonce),
     check ((kind = 'redeem') = (node is not null)),
     check ((node is null) = (token is null)),
     check (final_at is null or state <> 'pending'),
     check ((state = 'pending') = (ended_at is null)),
-    check (state not in ('mined', 'reverted') or (tx_hash is not null and block_number is not null and gas_used is not null))
+    check (num_nulls(ended_at, block_number, block_hash) in (0, 3)),
+    check (num_nulls(gas_used, gas_price) in (0, 2)),
+    check (state not in ('mined', 'reverted') or tx_hash is not null)
 );
 create index settlement_batch_pending on settlement_batch (nonce) where state = 'pending';
+-- What a reorg can still undo.
+create index settlement_batch_unfinal on settlement_batch (block_number) where state <> 'pending' and final_at is null;
+create index settlement_batch_created on settlement_batch (created_at);
 
 create table settlement_item (
     batch_id bigint not null references settlement_batch (id),
@@ -45,7 +52,7 @@ create table settlement_voucher (
     primary key (batch_id, requester),
     unique (batch_id, position)
 );
-create index settlement_voucher_requester on settlement_voucher (requester);
+create index settlement_voucher_of on settlement_voucher (requester, cumulative);
 
 -- Signed bytes, stored and committed before they are first sent. Append-only.
 create table settlement_attempt (
@@ -58,6 +65,19 @@ create table settlement_attempt (
     created_at               timestamptz not null
 );
 create index settlement_attempt_batch on settlement_attempt (batch_id, created_at);
+
+-- Nonces of the settler's account that no batch had when the chain had used them. Nothing was sent from when that was seen
+-- until the chain's logs up to the block had been read, so that what they paid was not due any more.
+create table settlement_foreign_nonce (
+    sender       address not null,
+    first_nonce  bigint not null check (first_nonce >= 0),
+    last_nonce   bigint not null,
+    block_number bigint not null,                -- by which they were used
+    block_hash   bytes32 not null,
+    found_at     timestamptz not null,
+    primary key (sender, first_nonce, block_hash),
+    check (last_nonce >= first_nonce)
+);
 
 -- Jobs that the contract skipped for a reason that trying again does not mend.
 create table settlement_hold (

@@ -37,3 +37,29 @@ alloy::sol! {
         function symbol() external view returns (string);
     }
 }
+
+alloy::sol! {
+    /// What an ERC-2612 token takes in place of a transaction that approves. Signed in the token's own domain.
+    struct Permit {
+        address owner;
+        address spender;
+        uint256 value;
+        uint256 nonce;
+        uint256 deadline;
+    }
+
+    /// What the marketplace uses of an ERC-2612 token.
+    #[sol(rpc)]
+    interface IERC20Permit {
+        function nonces(address owner) external view returns (uint256);
+        function DOMAIN_SEPARATOR() external view returns (bytes32);
+    }
+}
+
+alloy::sol! {
+    /// How a contract wallet says whether a signature is its own.
+    #[sol(rpc)]
+    interface IERC1271 {
+        function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4 magicValue);
+    }
+}

@@ -1,12 +1,15 @@
 //! Which payments go into which transactions. Pure: no I/O, and the time is an argument.
 
-use std::collections::HashSet;
+mod call;
+mod policy;
 
-use alloy::primitives::B256;
-use alloy::sol_types::{SolCall, SolValue};
-use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::{HashMap, HashSet};
 
-use crate::abi::{self, IJobEscrow, Order, SkipReason};
+use alloy::primitives::{Address, B256};
+use chrono::{DateTime, Utc};
+
+pub use call::{Call, Channel, Kind, Lane, Redemption, Subject, is_permanent};
+pub use policy::{Limits, Rate};
 
 /// Most gas that one transaction may have on any chain since Osaka (EIP-7825).
 pub const TRANSACTION_GAS_CAP: u64 = 1 << 24;
@@ -15,97 +18,16 @@ pub const MAX_CALLDATA_BYTES: usize = 120_000;
 
 /// Gas of a transaction before its first item.
 const BASE_GAS: u64 = 60_000;
-/// Gas of one result whose signers are keys: more than any was seen to take, storage that is written first included.
-const SUBMIT_GAS: u64 = 150_000;
-/// As [`SUBMIT_GAS`], for a finalization.
-const FINALIZE_GAS: u64 = 80_000;
-/// A receipt's and an assignment's signature by keys; what is longer belongs to contract wallets and is counted apart.
-const KEY_SIGNATURES_BYTES: usize = 2 * 65;
-/// Gas of a byte of call data, at the most that the protocol asks (EIP-7623).
-const BYTE_GAS: u64 = 40;
-
-/// What a transaction does to its jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// `submitResults`
-    Submit,
-    /// `finalize`
-    Finalize,
-}
-
-impl Kind {
-    /// Its name in SQL, logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Submit => "submit",
-            Self::Finalize => "finalize",
-        }
-    }
-
-    /// The kind with that name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Submit, Self::Finalize].into_iter().find(|kind| kind.name() == name)
-    }
-}
-
-/// One item of a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// A result to submit.
-    Submit(Box<abi::Result>),
-    /// An order whose challenge window has ended.
-    Finalize(Box<Order>),
-}
-
-impl Call {
-    /// Which call it is an item of.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Submit(_) => Kind::Submit,
-            Self::Finalize(_) => Kind::Finalize,
-        }
-    }
-
-    /// The order it settles.
-    #[must_use]
-    pub fn order(&self) -> &Order {
-        match self {
-            Self::Submit(result) => &result.order,
-            Self::Finalize(order) => order,
-        }
-    }
-
-    /// Gas to allow for it.
-    #[must_use]
-    pub fn gas(&self) -> u64 {
-        match self {
-            Self::Submit(result) => {
-                let signatures = result.receiptSignature.len() + result.assignmentSignature.len();
-                let beyond = u64::try_from(signatures.saturating_sub(KEY_SIGNATURES_BYTES)).unwrap_or(u64::MAX);
-                SUBMIT_GAS.saturating_add(beyond.saturating_mul(BYTE_GAS))
-            }
-            Self::Finalize(_) => FINALIZE_GAS,
-        }
-    }
-
-    fn calldata_bytes(&self) -> usize {
-        match self {
-            Self::Submit(result) => result.abi_encoded_size(),
-            Self::Finalize(order) => order.abi_encoded_size(),
-        }
-    }
-}
 
 /// A payment that could be sent now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which job.
-    pub job_id: B256,
+    /// What it is about.
+    pub subject: Subject,
     /// Since when it could have been sent.
     pub ready_at: DateTime<Utc>,
+    /// When, besides a deadline, its chance may end: the requester may take back the order, the funds or the key.
+    pub ends_at: Option<DateTime<Utc>>,
     /// How many transactions it was in that reverted as a whole. Such items go into ever smaller batches, so that one
     /// that makes batches revert ends up alone and stops harming the others.
     pub reverts: u32,
@@ -114,7 +36,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The last moment at which a result counts, in unix seconds. Finalizing has no deadline.
+    /// The last moment at which a result counts, in unix seconds. Finalizing and redeeming have no deadline.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         match &self.call {
@@ -122,7 +44,7 @@ impl Candidate {
                 Some(result.order.deadline.min(result.assignmentExpiry))
             }
             Call::Submit(result) => Some(result.order.deadline),
-            Call::Finalize(_) => None,
+            Call::Finalize(..) | Call::Redeem(_) => None,
         }
     }
 
@@ -131,56 +53,10 @@ impl Candidate {
     }
 }
 
-/// Whether an item that was skipped for `reason` would be skipped at any later time too.
-#[must_use]
-pub fn is_permanent(reason: SkipReason) -> bool {
-    match reason {
-        SkipReason::Expired
-        | SkipReason::WrongNode
-        | SkipReason::AssignmentExpired
-        | SkipReason::BadAssignmentSignature
-        | SkipReason::BadReceiptSignature
-        | SkipReason::PriceAboveMax
-        | SkipReason::Cancelled
-        | SkipReason::Covered
-        | SkipReason::WindowRequired
-        | SkipReason::WindowTooLong
-        | SkipReason::BadOrderSignature
-        | SkipReason::BadVoucherSignature => true,
-        // The job's state and the node's stake change; the rest are of calls that time alone puts right.
-        SkipReason::NotOpen
-        | SkipReason::InsufficientFunds
-        | SkipReason::NothingDue
-        | SkipReason::SessionCapExceeded
-        | SkipReason::NotStaked
-        | SkipReason::NotExpired
-        | SkipReason::NotSubmitted
-        | SkipReason::WindowOpen
-        | SkipReason::__Invalid => false,
-    }
-}
-
-/// What bounds a batch, and when one is worth sending.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Most items in one transaction; at least one is always allowed.
-    pub max_items: usize,
-    /// Most gas of one transaction: a share of the block's limit, and below [`TRANSACTION_GAS_CAP`].
-    pub max_gas: u64,
-    /// A batch of as many items is sent without waiting for more.
-    pub min_items: usize,
-    /// Nothing waits longer than this for others to join it.
-    pub max_wait: TimeDelta,
-    /// What has less time than this to its deadline does not wait at all.
-    pub urgent_within: TimeDelta,
-    /// What has less time than this to its deadline would come too late: it is not sent.
-    pub deadline_margin: TimeDelta,
-}
-
 /// Why a candidate is in no batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeftOut {
-    /// It waits for others to join it.
+    /// It waits for others to join it, for cheaper gas, or for a payment of the same channel on the other rail.
     Waiting,
     /// Its deadline is too near for it to be mined in time.
     DeadlineTooNear,
@@ -188,7 +64,7 @@ pub enum LeftOut {
     DeadlinePassed,
     /// It does not fit into a transaction even alone.
     TooLarge,
-    /// Another candidate is for the same job.
+    /// Another candidate is for the same.
     Duplicate,
 }
 
@@ -202,19 +78,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A call that does nothing, for a nonce that nothing else takes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { kind: Kind::Finalize, items: Vec::new() }
+    }
+
     /// The call's data.
     #[must_use]
     pub fn calldata(&self) -> Vec<u8> {
-        match self.kind {
-            Kind::Submit => IJobEscrow::submitResultsCall {
-                results: self.items.iter().filter_map(|item| item.call.as_result()).cloned().collect(),
-            }
-            .abi_encode(),
-            Kind::Finalize => {
-                IJobEscrow::finalizeCall { orders: self.items.iter().map(|item| item.call.order().clone()).collect() }
-                    .abi_encode()
-            }
-        }
+        call::encode(self.kind, self.items.iter().map(|item| &item.call))
     }
 
     /// Gas to allow for all of it.
@@ -223,10 +96,32 @@ impl Batch {
         self.items.iter().fold(BASE_GAS, |gas, item| gas.saturating_add(item.call.gas()))
     }
 
+    /// What the items are about, in their order.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<Subject> {
+        self.items.iter().map(|item| item.subject).collect()
+    }
+
     /// The jobs, in the order of the items.
     #[must_use]
     pub fn job_ids(&self) -> Vec<B256> {
-        self.items.iter().map(|item| item.job_id).collect()
+        let job = |item: &Candidate| match item.subject {
+            Subject::Job(id) => Some(id),
+            Subject::Channel(_) => None,
+        };
+        self.items.iter().filter_map(job).collect()
+    }
+
+    /// The vouchers, in the order of the items.
+    #[must_use]
+    pub fn redemptions(&self) -> Vec<&Redemption> {
+        self.items.iter().filter_map(|item| item.call.as_redemption()).collect()
+    }
+
+    /// Node and token of the vouchers.
+    #[must_use]
+    pub fn payee(&self) -> Option<(Address, Address)> {
+        self.redemptions().first().map(|redemption| (redemption.channel.node, redemption.channel.token))
     }
 
     /// The batch as two halves; nothing if it has one item only.
@@ -240,22 +135,13 @@ impl Batch {
     }
 }
 
-impl Call {
-    fn as_result(&self) -> Option<&abi::Result> {
-        match self {
-            Self::Submit(result) => Some(result),
-            Self::Finalize(_) => None,
-        }
-    }
-}
-
 /// What to send now, and what not.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// The transactions, in the order in which to send them.
     pub batches: Vec<Batch>,
     /// Everything else, with the reason.
-    pub left_out: Vec<(B256, LeftOut)>,
+    pub left_out: Vec<(Subject, LeftOut)>,
 }
 
 /// Plans what of `candidates` goes into which transaction at `now`. The same candidates in any order give the same plan.
@@ -266,23 +152,48 @@ pub fn plan(candidates: Vec<Candidate>, limits: &Limits, now: DateTime<Utc>) -> 
     let mut ready = Vec::new();
     for candidate in candidates {
         match exclusion(&candidate, limits, now) {
-            Some(reason) => plan.left_out.push((candidate.job_id, reason)),
-            None if !seen.insert((candidate.call.kind(), candidate.job_id)) => {
-                plan.left_out.push((candidate.job_id, LeftOut::Duplicate));
+            Some(reason) => plan.left_out.push((candidate.subject, reason)),
+            None if !seen.insert((candidate.call.kind(), candidate.subject)) => {
+                plan.left_out.push((candidate.subject, LeftOut::Duplicate));
             }
             None => ready.push(candidate),
         }
     }
-    // Items of one group share a batch size; within it the oldest come first, and the id decides between equals.
-    ready.sort_by_key(|item| (item.call.kind(), item.reverts, item.ready_at, item.job_id));
-    for batch in fill(ready, limits) {
-        if is_due(&batch, limits, now) {
-            plan.batches.push(batch);
+    let ready = one_rail_a_channel(ready, &mut plan, limits, now);
+    // What presses goes first, then what is oldest.
+    let mut due = Vec::new();
+    for (batch, full) in fill(ready, limits) {
+        if limits.is_due(&batch, full, now) {
+            let calm = !batch.items.iter().any(|item| limits.presses(item, now));
+            due.push((calm, batch.items.iter().map(|item| item.ready_at).min(), batch));
         } else {
-            plan.left_out.extend(batch.items.iter().map(|item| (item.job_id, LeftOut::Waiting)));
+            plan.left_out.extend(batch.items.iter().map(|item| (item.subject, LeftOut::Waiting)));
         }
     }
+    due.sort_by_key(|(calm, since, _)| (*calm, *since));
+    plan.batches = due.into_iter().map(|(_, _, batch)| batch).collect();
     plan
+}
+
+/// A channel's voucher and its orders are not sent at once: the second to be mined would be for nothing, or would have to
+/// show the first. The voucher goes first unless an order's time is running out and the voucher's is not.
+fn one_rail_a_channel(ready: Vec<Candidate>, plan: &mut Plan, limits: &Limits, now: DateTime<Utc>) -> Vec<Candidate> {
+    let mut vouchers: HashMap<Channel, bool> =
+        ready.iter().filter_map(|item| Some((item.call.as_redemption()?.channel, limits.presses(item, now)))).collect();
+    let mut orders_first = HashSet::new();
+    for item in ready.iter().filter(|item| item.call.kind() == Kind::Submit && limits.presses(item, now)) {
+        if let Some(channel) = item.call.channel().filter(|channel| vouchers.get(channel) == Some(&false)) {
+            orders_first.insert(channel);
+        }
+    }
+    vouchers.retain(|channel, _| !orders_first.contains(channel));
+    let (now_ready, later): (Vec<_>, Vec<_>) = ready.into_iter().partition(|item| match item.call.channel() {
+        Some(channel) if item.call.kind() == Kind::Redeem => vouchers.contains_key(&channel),
+        Some(channel) => !vouchers.contains_key(&channel),
+        None => true,
+    });
+    plan.left_out.extend(later.iter().map(|item| (item.subject, LeftOut::Waiting)));
+    now_ready
 }
 
 fn exclusion(candidate: &Candidate, limits: &Limits, now: DateTime<Utc>) -> Option<LeftOut> {
@@ -296,28 +207,33 @@ fn exclusion(candidate: &Candidate, limits: &Limits, now: DateTime<Utc>) -> Opti
     too_large.then_some(LeftOut::TooLarge)
 }
 
-/// Cuts sorted items into batches that keep the limits.
-fn fill(items: Vec<Candidate>, limits: &Limits) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
-    let (mut gas, mut bytes, mut reverts) = (0, 0, 0);
-    for item in items {
+/// Cuts items into batches that keep the limits. Items of one lane that reverted as often share a batch size; within it the
+/// oldest come first, and what they are about decides between equals. Says of each whether a further item did not fit.
+fn fill(items: Vec<Candidate>, limits: &Limits) -> Vec<(Batch, bool)> {
+    let mut items: Vec<_> = items.into_iter().map(|item| ((item.call.lane(), item.reverts), item)).collect();
+    items.sort_by_key(|(group, item)| (*group, item.ready_at, item.subject));
+    let mut batches: Vec<(Batch, bool)> = Vec::new();
+    let (mut gas, mut bytes, mut last) = (0, 0, None);
+    for (group, item) in items {
         let (item_gas, item_bytes) = (item.call.gas(), item.call.calldata_bytes());
         let fits = |batch: &Batch| {
-            batch.kind == item.call.kind()
-                && reverts == item.reverts
-                && batch.items.len() < most_items(limits, reverts)
+            last == Some(group)
+                && batch.items.len() < most_items(limits, item.reverts)
                 && item_gas.saturating_add(gas) <= limits.max_gas
                 && item_bytes.saturating_add(bytes) <= MAX_CALLDATA_BYTES
         };
-        match batches.last_mut().filter(|batch| fits(batch)) {
-            Some(batch) => {
+        match batches.last_mut().filter(|(batch, _)| fits(batch)) {
+            Some((batch, _)) => {
                 gas += item_gas;
                 bytes += item_bytes;
                 batch.items.push(item);
             }
             None => {
-                (gas, bytes, reverts) = (BASE_GAS.saturating_add(item_gas), item_bytes, item.reverts);
-                batches.push(Batch { kind: item.call.kind(), items: vec![item] });
+                if let Some((_, full)) = batches.last_mut().filter(|_| last == Some(group)) {
+                    *full = true;
+                }
+                (gas, bytes, last) = (BASE_GAS.saturating_add(item_gas), item_bytes, Some(group));
+                batches.push((Batch { kind: item.call.kind(), items: vec![item] }, false));
             }
         }
     }
@@ -326,15 +242,6 @@ fn fill(items: Vec<Candidate>, limits: &Limits) -> Vec<Batch> {
 
 fn most_items(limits: &Limits, reverts: u32) -> usize {
     limits.max_items.checked_shr(reverts).unwrap_or(0).max(1)
-}
-
-fn is_due(batch: &Batch, limits: &Limits, now: DateTime<Utc>) -> bool {
-    batch.items.len() >= limits.min_items.min(limits.max_items)
-        || batch.items.iter().any(|item| {
-            now - item.ready_at >= limits.max_wait
-                || item.reverts > 0
-                || item.seconds_left(now).is_some_and(|left| left < limits.urgent_within.num_seconds())
-        })
 }
 
 #[cfg(test)]

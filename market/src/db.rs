@@ -1,6 +1,7 @@
 //! All SQL of the workspace. Queries are functions over `&mut PgConnection`; the caller owns the transaction, and the
 //! clock is an argument.
 
+pub mod audit;
 pub mod blob;
 pub mod chain;
 pub mod chain_view;
@@ -18,6 +19,7 @@ pub mod session;
 pub mod settlement;
 pub mod submission;
 pub mod types;
+pub mod voucher;
 pub mod work;
 
 use std::{str::FromStr, time::Duration};

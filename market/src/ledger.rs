@@ -5,6 +5,9 @@
 //! moving money from a requester to a node, that is checked and not assumed: what is left over goes to [`Account::Suspense`],
 //! which an audit finds. A job's own balance is what the events about it took and gave, so a job that ended must have none.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use alloy::primitives::{Address, B256, I256, U256};

@@ -18,6 +18,7 @@ pub mod order;
 pub mod redis;
 pub mod rpc;
 pub mod settings;
+pub mod source;
 pub mod telemetry;
 pub mod typed_data;
 

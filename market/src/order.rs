@@ -149,6 +149,21 @@ pub fn checked<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D:
     parse_address(&text).map_err(de::Error::custom)
 }
 
+/// A number of 64 bits as a decimal string, for `#[serde(with = …)]`: JavaScript's numbers would round it.
+pub mod uint64_text {
+    use serde::{Deserializer, Serializer};
+
+    /// Writes its decimal digits.
+    pub fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        super::decimal(number, serializer)
+    }
+
+    /// Reads decimal digits only.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        super::uint64(deserializer)
+    }
+}
+
 fn decimal<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(number)
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use alloy::primitives::{Address, B256, Signature, U256};
 use alloy::sol_types::{Eip712Domain, SolStruct};
 
-use crate::abi::{Assignment, JobSpec, Order, Receipt};
+use crate::abi::{Assignment, JobSpec, Order, Receipt, Voucher};
 
 /// The domain of one escrow on one chain: name `Littoral`, version `1`.
 #[must_use]
@@ -41,6 +41,12 @@ pub fn assignment_digest(job_id: B256, node: Address, expiry: u64, domain: &Eip7
 #[must_use]
 pub fn receipt_digest(job_id: B256, price: u128, result_hash: B256, domain: &Eip712Domain) -> B256 {
     Receipt { jobId: job_id, price, resultHash: result_hash }.eip712_signing_hash(domain)
+}
+
+/// What a requester, or a session key, signs to promise a node all that `voucher` says.
+#[must_use]
+pub fn voucher_digest(voucher: &Voucher, domain: &Eip712Domain) -> B256 {
+    voucher.eip712_signing_hash(domain)
 }
 
 /// Why a signature proves nothing.
@@ -119,6 +125,15 @@ mod tests {
         let receipt = &v["receipt"];
         let digest = receipt_digest(id, read(&receipt["price"]), read(&receipt["resultHash"]), &domain);
         assert_eq!(digest, read::<B256>(&receipt["digest"]));
+        let v = &v["voucher"];
+        let voucher = Voucher {
+            requester: read(&v["requester"]),
+            node: read(&v["node"]),
+            token: read(&v["token"]),
+            cumulative: read(&v["cumulative"]),
+            coveredNonce: read(&v["coveredNonce"]),
+        };
+        assert_eq!(voucher_digest(&voucher, &domain), read::<B256>(&v["digest"]));
     }
 
     #[test]

@@ -3,6 +3,38 @@
 /// Least increase, in percent, of both fees of a replacement. Nodes ask for 10 %; the rest is for those that round.
 const BUMP_PERCENT: u128 = 13;
 
+/// Above which base fee gas is dearer than it has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetFee {
+    /// Wei.
+    Wei(u128),
+    /// Percent of the latest blocks that asked for less.
+    Percentile(u8),
+}
+
+impl std::str::FromStr for TargetFee {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "must be an amount of wei, or a percentile from p1 to p99";
+        match text.strip_prefix('p') {
+            Some(percent) => {
+                let percent = percent.parse().ok().filter(|percent| (1..=99).contains(percent));
+                percent.map(Self::Percentile).ok_or_else(|| wrong.to_owned())
+            }
+            None => text.parse().map(Self::Wei).map_err(|_| wrong.to_owned()),
+        }
+    }
+}
+
+/// The lowest of `fees` that `percent` of them do not exceed. Nothing if there are none.
+#[must_use]
+pub fn percentile(mut fees: Vec<u128>, percent: u8) -> Option<u128> {
+    fees.sort_unstable();
+    let rank = (fees.len() * usize::from(percent)).div_ceil(100).max(1);
+    fees.get(rank - 1).copied()
+}
+
 /// EIP-1559 fees in wei per gas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fees {
@@ -63,6 +95,17 @@ mod tests {
         assert_eq!(fees(100, 10).bumped(fees(5000, 500), CAPS), Some(CAPS));
         assert_eq!(fees(900, 10).bumped(fees(1, 1), CAPS), None, "the cap leaves less than 13 %");
         assert_eq!(fees(100, 0).bumped(fees(1, 0), CAPS), Some(fees(113, 1)));
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_fees() {
+        assert_eq!(percentile(vec![], 50), None);
+        assert_eq!(percentile(vec![9], 1), Some(9));
+        assert_eq!(percentile(vec![40, 10, 30, 20], 50), Some(20));
+        assert_eq!(percentile(vec![40, 10, 30, 20], 99), Some(40));
+        assert_eq!("p30".parse(), Ok(TargetFee::Percentile(30)));
+        assert_eq!("3000".parse(), Ok(TargetFee::Wei(3000)));
+        assert!("p0".parse::<TargetFee>().is_err() && "p100".parse::<TargetFee>().is_err());
     }
 
     proptest! {

@@ -35,6 +35,14 @@ fn describe() {
     describe_counter!("littoral_settler_gas_used_total", "Gas of mined batches");
     describe_counter!("littoral_settler_sends_total", "Transactions sent, again or for the first time");
     describe_counter!("littoral_settler_fee_bumps_total", "Replacements with higher fees");
+    describe_counter!("littoral_settler_refusals_total", "Transactions that the node refused");
+    describe_counter!("littoral_settler_stuck_total", "Batches whose fees could not be raised within the caps");
+    describe_counter!("littoral_settler_reopened_total", "Ended batches that a reorg has undone");
+    describe_counter!("littoral_settler_final_total", "Batches that became final");
+    describe_counter!("littoral_settler_foreign_nonces_total", "Nonces that other transactions have used");
+    describe_gauge!("littoral_settler_quarantined", "1 while an unexplained nonce keeps everything from being sent");
+    describe_gauge!("littoral_settler_waiting_for_gas", "1 while gas is dearer than --target-fee");
+    describe_gauge!("littoral_settler_gas_budget_left_wei", "What --gas-budget leaves for these 24 hours");
     describe_counter!("littoral_settler_round_failures_total", "Rounds that ended with an error");
 }
 
@@ -43,10 +51,54 @@ pub fn leading(leads: bool) {
     gauge!("littoral_settler_leading").set(if leads { 1.0 } else { 0.0 });
 }
 
-/// The account's balance, and whether it is too low.
-pub fn balance(wei: f64, too_low: bool) {
+/// The account's balance.
+pub fn balance(wei: f64) {
     gauge!("littoral_settler_balance_wei").set(wei);
+}
+
+/// Whether it is too low.
+pub fn underfunded(too_low: bool) {
     gauge!("littoral_settler_underfunded").set(if too_low { 1.0 } else { 0.0 });
+}
+
+/// What the budget for gas leaves.
+pub fn gas_budget_left(wei: f64) {
+    gauge!("littoral_settler_gas_budget_left_wei").set(wei);
+}
+
+/// Whether payments wait for cheaper gas.
+pub fn waiting_for_gas(waits: bool) {
+    gauge!("littoral_settler_waiting_for_gas").set(if waits { 1.0 } else { 0.0 });
+}
+
+/// Whether an unexplained nonce keeps everything from being sent.
+pub fn quarantined(is: bool) {
+    gauge!("littoral_settler_quarantined").set(if is { 1.0 } else { 0.0 });
+}
+
+/// Nonces were used by others.
+pub fn foreign_nonces(count: u64) {
+    counter!("littoral_settler_foreign_nonces_total").increment(count);
+}
+
+/// A reorg has undone a batch.
+pub fn reopened() {
+    counter!("littoral_settler_reopened_total").increment(1);
+}
+
+/// A batch became final.
+pub fn finalized() {
+    counter!("littoral_settler_final_total").increment(1);
+}
+
+/// The node refused a transaction.
+pub fn refused() {
+    counter!("littoral_settler_refusals_total").increment(1);
+}
+
+/// A batch cannot be replaced.
+pub fn stuck() {
+    counter!("littoral_settler_stuck_total").increment(1);
 }
 
 /// Sizes of the two queues.

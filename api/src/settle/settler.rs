@@ -1,23 +1,26 @@
 //! One round of the leader, and what it remembers between rounds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use alloy::eips::BlockNumberOrTag;
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, U256};
 use alloy::providers::{DynProvider, Provider};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::Eip712Domain;
 use alloy::transports::TransportError;
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use market::batch::{Limits, TRANSACTION_GAS_CAP};
+use market::batch::{Channel, Rate, Subject};
 use market::clock;
 use market::db::leader::{Fence, FenceError};
-use market::db::settlement::{self, PendingBatch};
+use market::db::settlement::{self, Backoff, Filter, PendingBatch};
 use market::deployment::Deployment;
 use sqlx::PgPool;
 
-use super::fees::Fees;
+use super::fees::{Fees, TargetFee};
+use super::nonces::Nonces;
+use super::refusal::Refusal;
 
 /// Why a round ended early. The next one tries again.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +34,34 @@ pub enum RoundError {
     /// The chain's endpoint failed.
     #[error("the chain's RPC: {0}")]
     Rpc(#[from] TransportError),
+    /// The chain's endpoint kept us waiting.
+    #[error("the chain's RPC did not answer in time")]
+    Timeout,
     /// Anything else.
     #[error("{0:#}")]
     Other(#[from] anyhow::Error),
+}
+
+/// When a block counts as final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finality {
+    /// When the chain's node calls it finalized.
+    Tag,
+    /// So many blocks below the latest.
+    Depth(u64),
+}
+
+impl std::str::FromStr for Finality {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "finalized" => Ok(Self::Tag),
+            blocks => {
+                blocks.parse().map(Self::Depth).map_err(|_| "must be finalized, or a number of blocks".to_owned())
+            }
+        }
+    }
 }
 
 /// How to settle; see the command-line options of the same names.
@@ -41,15 +69,28 @@ pub enum RoundError {
 pub struct Options {
     pub max_items: usize,
     pub max_wait: TimeDelta,
+    pub voucher_wait: TimeDelta,
+    pub max_age: TimeDelta,
     pub urgent_within: TimeDelta,
     pub deadline_margin: TimeDelta,
+    pub backoff: Backoff,
+    pub filter: Filter,
+    pub max_gas_share_bps: Option<u64>,
+    pub rates: BTreeMap<Address, Rate>,
+    pub target_fee: Option<TargetFee>,
+    /// Wei.
+    pub max_tx_cost: U256,
+    /// Wei in 24 hours.
+    pub gas_budget: Option<U256>,
     pub confirmations: u64,
+    pub finality: Finality,
     pub caps: Fees,
     pub bump_after: TimeDelta,
     pub max_pending: usize,
     /// Percent.
     pub block_share: u64,
     pub simulate: bool,
+    pub rpc_timeout: Duration,
 }
 
 /// The latest block, as it was when the round began.
@@ -68,12 +109,24 @@ pub struct Head {
 pub struct Memory {
     /// When this process last sent a transaction.
     pub sent_at: HashMap<B256, DateTime<Utc>>,
+    /// When it last looked whether the node still has it.
+    pub looked_at: HashMap<B256, DateTime<Utc>>,
     /// The node's last words on a transaction it refused.
-    pub refusals: HashMap<B256, String>,
-    /// Jobs not to be planned before a time.
-    pub not_before: HashMap<B256, DateTime<Utc>>,
+    pub refusals: HashMap<B256, (Refusal, String)>,
+    /// What is not to be planned before a time.
+    pub not_before: HashMap<Subject, DateTime<Utc>>,
     /// Conditions that were logged and still hold.
     pub conditions: HashSet<Condition>,
+    /// Every nonce below is a batch's, or known to be foreign.
+    pub explained: u64,
+    /// Whether vouchers are signed by keys, by channel and amount.
+    pub by_key: HashMap<(Channel, u128), bool>,
+    /// What the chain asked for at a block.
+    pub suggested: Option<(u64, Fees)>,
+    /// The base fee that counts as cheap, and until when.
+    pub target_fee: Option<(u128, DateTime<Utc>)>,
+    /// When to look next for what is final.
+    pub next_finality: Option<DateTime<Utc>>,
 }
 
 /// What is logged when it begins, not in every round.
@@ -83,10 +136,22 @@ pub enum Condition {
     Underfunded,
     /// The chain asks for more than the operator allows.
     FeesAboveCap,
+    /// The next batch would cost more than the operator allows for one, or in a day.
+    OverBudget,
     /// A batch cannot be replaced within the operator's caps.
     BumpAboveCap(i64),
     /// A nonce that no batch has keeps the pending ones from being mined.
     NonceGap,
+    /// Nonces were used that no batch had, and the chain's logs are not read that far.
+    Quarantined,
+    /// The node's latest count of our transactions is below that of a block it knows.
+    CountBehind,
+    /// The node does not know the block that the indexer is at.
+    NodeBehind,
+    /// A receipt says what the canonical logs do not.
+    ReceiptContradicted(i64),
+    /// The node calls a block final that the indexer does not have on its chain.
+    FinalityContradicted,
 }
 
 impl Memory {
@@ -104,10 +169,13 @@ impl Memory {
         let hashes: HashSet<_> =
             pending.iter().flat_map(|batch| batch.attempts.iter().map(|attempt| attempt.tx_hash)).collect();
         self.sent_at.retain(|hash, _| hashes.contains(hash));
+        self.looked_at.retain(|hash, _| hashes.contains(hash));
         self.refusals.retain(|hash, _| hashes.contains(hash));
         self.not_before.retain(|_, until| *until > now);
         self.conditions.retain(|condition| match condition {
-            Condition::BumpAboveCap(id) => pending.iter().any(|batch| batch.id == *id),
+            Condition::BumpAboveCap(id) | Condition::ReceiptContradicted(id) => {
+                pending.iter().any(|batch| batch.id == *id)
+            }
             _ => true,
         });
     }
@@ -149,13 +217,22 @@ impl Settler {
     /// Follows up what was sent, then sends what is due.
     pub async fn round(&mut self, fence: Fence) -> Result<(), RoundError> {
         let head = self.head().await?;
-        let count = self.reopen(fence).await?;
+        let nonces = self.nonces().await?;
+        let quarantined = self.explain(fence, &nonces).await?;
+        self.reopen(fence, &nonces).await?;
         let pending = settlement::pending(&mut *self.pool.acquire().await?).await?;
+        let hashes: Vec<_> = pending.iter().flat_map(|batch| &batch.attempts).map(|attempt| attempt.tx_hash).collect();
+        let sightings = settlement::sightings(&mut *self.pool.acquire().await?, &hashes).await?;
         self.memory.forget(&pending, clock::now());
-        self.watch_for_gap(&pending, count);
+        let mut purse = self.purse(&pending).await?;
         let (mut open, mut first_error) = (0, None);
         for batch in &pending {
-            match self.follow(fence, batch, head).await {
+            let seen = sightings.iter().find(|seen| batch.attempts.iter().any(|it| it.tx_hash == seen.tx_hash));
+            let followed = match seen {
+                Some(sighting) => self.acknowledge(fence, batch, *sighting, &nonces).await,
+                None => self.follow(fence, batch, &nonces, quarantined, head, &mut purse).await,
+            };
+            match followed {
                 Ok(ended) => open += usize::from(!ended),
                 Err(error @ RoundError::Fence(_)) => return Err(error),
                 // One batch's trouble is not the others'.
@@ -165,12 +242,16 @@ impl Settler {
                 }
             }
         }
-        self.dispatch_due(fence, head, open).await?;
+        self.finalize(fence, &nonces).await?;
+        if !quarantined {
+            open += usize::from(self.fill_gap(fence, &pending, &nonces, head, &mut purse).await?);
+            self.dispatch_due(fence, head, &nonces, open, &mut purse).await?;
+        }
         first_error.map_or(Ok(()), Err)
     }
 
     async fn head(&self) -> Result<Head, RoundError> {
-        let block = self.provider.get_block_by_number(BlockNumberOrTag::Latest).await?;
+        let block = self.ask(self.provider.get_block_by_number(BlockNumberOrTag::Latest).into_future()).await?;
         let header = block.context("the node has no latest block")?.header;
         let time = i64::try_from(header.timestamp).ok().and_then(|secs| DateTime::from_timestamp(secs, 0));
         Ok(Head {
@@ -181,50 +262,62 @@ impl Settler {
         })
     }
 
-    /// Takes up again the batches whose nonces a reorg has freed: their bytes are as good as before. Returns the number of
-    /// the sender's mined transactions.
-    async fn reopen(&mut self, fence: Fence) -> Result<u64, RoundError> {
-        let sender = self.signer.address();
-        let count = self.provider.get_transaction_count(sender).await?;
+    /// Waits for the chain's RPC, but not for ever.
+    pub(super) async fn ask<T>(
+        &self,
+        request: impl Future<Output = Result<T, TransportError>>,
+    ) -> Result<T, RoundError> {
+        match tokio::time::timeout(self.options.rpc_timeout, request).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(RoundError::Timeout),
+        }
+    }
+
+    /// Marks what is final.
+    async fn finalize(&mut self, fence: Fence, nonces: &Nonces) -> Result<(), RoundError> {
+        let now = clock::now();
+        let Some(cursor) = nonces.cursor.filter(|_| self.memory.next_finality.is_none_or(|next| next <= now)) else {
+            return Ok(());
+        };
+        self.memory.next_finality = Some(now + TimeDelta::seconds(1));
+        let number = match self.options.finality {
+            Finality::Depth(blocks) => cursor.number.checked_sub(blocks),
+            Finality::Tag => self.finalized_block().await?.filter(|number| *number <= cursor.number),
+        };
+        let Some(number) = number else { return Ok(()) };
         let mut db = self.pool.begin().await?;
-        let reopened = settlement::reopen(&mut db, fence, sender, count, clock::now()).await?;
+        let last = settlement::finalize(&mut db, fence, number, now).await?;
+        if !last.is_empty() {
+            super::crash::at(super::crash::Point::Finality);
+        }
         db.commit().await?;
-        for batch in reopened {
-            tracing::warn!(batch, "a reorg has freed the nonce of a batch that had ended; sending it again");
+        for (batch, nonce) in &last {
+            super::metrics::finalized();
+            tracing::info!(batch, nonce, block = number, "final");
         }
-        Ok(count)
+        Ok(())
     }
 
-    /// A reorg can undo a foreign transaction below our nonces. The next batch fills the gap; until then nothing is mined.
-    fn watch_for_gap(&mut self, pending: &[PendingBatch], count: u64) {
-        let own = pending.iter().filter(|batch| batch.sender == self.signer.address());
-        let gap = own.map(|batch| batch.nonce).min().is_some_and(|lowest| lowest > count);
-        if !gap {
-            self.memory.ends(Condition::NonceGap);
-        } else if self.memory.begins(Condition::NonceGap) {
-            tracing::error!(nonce = count, "no batch has the nonce that must be mined next; the next payment takes it");
+    /// The chain's latest final block, if the indexer has it too.
+    async fn finalized_block(&mut self) -> Result<Option<u64>, RoundError> {
+        let Some(block) =
+            self.ask(self.provider.get_block_by_number(BlockNumberOrTag::Finalized).into_future()).await?
+        else {
+            return Ok(None);
+        };
+        let block = market::db::chain::BlockId { number: block.header.number, hash: block.header.hash };
+        let mut db = self.pool.acquire().await?;
+        let cursor = market::db::chain::cursor(&mut db).await?;
+        if cursor.is_none_or(|cursor| cursor.block.number < block.number) {
+            return Ok(None);
         }
-    }
-
-    /// What bounds a batch on the chain as it is.
-    pub(super) fn limits(&self, head: Head) -> Limits {
-        let share = head.gas_limit / 100 * self.options.block_share;
-        Limits {
-            max_items: self.options.max_items,
-            max_gas: share.min(TRANSACTION_GAS_CAP),
-            min_items: self.options.max_items,
-            max_wait: self.options.max_wait,
-            urgent_within: self.options.urgent_within,
-            deadline_margin: self.options.deadline_margin,
+        if settlement::is_canonical(&mut db, block).await? {
+            self.memory.ends(Condition::FinalityContradicted);
+            return Ok(Some(block.number));
         }
-    }
-
-    /// What the chain asks for a transaction to be mined soon.
-    pub(super) async fn suggested_fees(&self) -> Result<Fees, RoundError> {
-        let suggested = self.provider.estimate_eip1559_fees().await?;
-        Ok(Fees {
-            max_fee_per_gas: suggested.max_fee_per_gas,
-            max_priority_fee_per_gas: suggested.max_priority_fee_per_gas,
-        })
+        if self.memory.begins(Condition::FinalityContradicted) {
+            tracing::error!(number = block.number, hash = %block.hash, "the node calls a block final that the indexer does not have");
+        }
+        Ok(None)
     }
 }

@@ -4,6 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod crashes;
+mod lies;
 mod payments;
+mod proxy;
+mod rails;
+mod reorgs;
+mod standby;
 mod trouble;
+mod vouchers;
 mod world;

@@ -239,7 +239,7 @@ async fn a_batch_that_a_node_refuses_since_gas_became_dearer_is_replaced() {
     let jobs = world.open(&[Terms::default()]).await;
     world.complete(&jobs).await;
     world.provider.anvil_set_auto_mine(false).await.unwrap();
-    let settler = world.settler().args(["--bump-after", "1"]).spawn().unwrap();
+    let settler = world.settler().args(["--bump-after", "5"]).spawn().unwrap();
     world.wait("the batch is sent", async |world| world.pending_transactions().await == 1).await;
     let first = world.signed().await;
     world.provider.anvil_drop_transaction(first[0]).await.unwrap();

@@ -27,7 +27,9 @@ use tempfile::TempDir;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const DEPLOYER: DevKey = DEV_KEYS[0];
-const REQUESTER: DevKey = DEV_KEYS[1];
+/// Who pay for jobs; all but the first by signed orders only.
+pub const REQUESTERS: [DevKey; 3] = [DEV_KEYS[1], DEV_KEYS[2], DEV_KEYS[3]];
+const REQUESTER: DevKey = REQUESTERS[0];
 /// Pays the gas.
 pub const SETTLER: DevKey = DEV_KEYS[4];
 /// Operators.
@@ -66,7 +68,7 @@ pub const PRICE: u128 = 700_000;
 
 pub struct World {
     // In the order in which they must stop.
-    indexer: Process,
+    pub indexer: Process,
     pub pool: PgPool,
     pub provider: DynProvider,
     pub anvil: Anvil,
@@ -74,8 +76,9 @@ pub struct World {
     database: TestDatabase,
     _redis: Redis,
     dir: TempDir,
-    orders: u64,
+    pub orders: u64,
     settlers: u32,
+    rpc_url: String,
 }
 
 impl World {
@@ -106,8 +109,21 @@ impl World {
             wallet.register_signer(key.signer());
         }
         let provider = ProviderBuilder::new().wallet(wallet).connect_http(anvil.rpc_url().parse().unwrap()).erased();
-        let world =
-            Self { indexer, pool, provider, anvil, deployment, database, _redis: redis, dir, orders: 0, settlers: 0 };
+        let rpc_url = anvil.rpc_url().to_owned();
+        let (orders, settlers) = (0, 0);
+        let world = Self {
+            indexer,
+            pool,
+            provider,
+            anvil,
+            deployment,
+            database,
+            _redis: redis,
+            dir,
+            orders,
+            settlers,
+            rpc_url,
+        };
         world.prepare().await;
         world
     }
@@ -116,12 +132,12 @@ impl World {
     async fn prepare(&self) {
         let escrow = self.escrow();
         let deposit = U256::from(1000 * MAX_PRICE);
-        self.mined(escrow.deposit(Address::ZERO, deposit).value(deposit).from(REQUESTER.address()).send()).await;
+        for requester in REQUESTERS {
+            self.mined(escrow.deposit(Address::ZERO, deposit).value(deposit).from(requester.address()).send()).await;
+        }
         let token = market::abi::IERC20::new(self.token(), &self.provider);
-        let mint = self.provider.clone();
         let chain = devnet::Chain::new(self.anvil.rpc_url(), &self.deployment.manifest).unwrap();
         chain.mint(DEPLOYER, self.token(), REQUESTER.address(), deposit).await.unwrap();
-        drop(mint);
         self.mined(token.approve(*escrow.address(), deposit).from(REQUESTER.address()).send()).await;
         self.mined(escrow.deposit(self.token(), deposit).from(REQUESTER.address()).send()).await;
         let registry = INodeRegistry::new(self.deployment.manifest.registry, &self.provider);
@@ -148,7 +164,7 @@ impl World {
         typed_data::domain(self.deployment.manifest.chain_id, self.deployment.manifest.escrow)
     }
 
-    async fn mined<T: std::fmt::Debug>(
+    pub async fn mined<T: std::fmt::Debug>(
         &self,
         sent: impl Future<Output = Result<alloy::providers::PendingTransactionBuilder<alloy::network::Ethereum>, T>>,
     ) {
@@ -233,10 +249,27 @@ impl World {
         Launch::new("settler", devnet::binary("littoral-api").unwrap(), log)
             .args(["settle", "--interval", "0.1", "--max-wait", "0.3"])
             .env("DATABASE_URL", self.database.url())
-            .env("RPC_URL", self.anvil.rpc_url())
+            .env("RPC_URL", &self.rpc_url)
             .env("LITTORAL_DEPLOYMENT", &self.deployment.path)
             .env("SETTLER_KEY", SETTLER.secret())
             .env("RUST_LOG", "info,littoral_api=debug")
+    }
+
+    /// Has the settlers that are started from now on speak to the chain through `rpc_url`.
+    pub fn speak_through(&mut self, rpc_url: String) {
+        self.rpc_url = rpc_url;
+    }
+
+    /// Runs `littoral-api settle` with `args` to its end; what it printed.
+    pub fn settle(&self, args: &[&str]) -> String {
+        let output = std::process::Command::new(devnet::binary("littoral-api").unwrap())
+            .arg("settle")
+            .args(args)
+            .env("DATABASE_URL", self.database.url())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Polls until `reached`; fails with the indexer's log if it takes too long.
@@ -285,7 +318,8 @@ impl World {
     /// State and number of items of every batch, oldest first.
     pub async fn batches(&self) -> Vec<(String, i64)> {
         sqlx::query!(
-            r#"select b.state, (select count(*) from settlement_item i where i.batch_id = b.id) as "items!"
+            r#"select b.state, (select count(*) from settlement_item i where i.batch_id = b.id)
+                      + (select count(*) from settlement_voucher v where v.batch_id = b.id) as "items!"
                from settlement_batch b order by b.id"#
         )
         .fetch_all(&self.pool)

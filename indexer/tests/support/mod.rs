@@ -14,11 +14,11 @@ use alloy::signers::SignerSync;
 use alloy::sol_types::SolCall;
 use devnet::{Anvil, AnvilOptions, DEV_KEYS, DeployParams, DevKey, TestDatabase};
 use littoral_indexer::follower::{FollowError, Follower, Progress};
-use littoral_indexer::source::Source;
 use market::abi::{IJobEscrow, INodeRegistry, JobSpec, Order, Result as WorkResult};
 use market::db::leader::{Leadership, Role};
 use market::deployment::Deployment;
 use market::fold::Contracts;
+use market::source::Source;
 use market::{clock, db, rpc, typed_data};
 use sqlx::PgPool;
 

@@ -4,10 +4,12 @@
 //! (compare and set), what is undone, blocks, events, folded rows and outbox go together or not at all, so a process may
 //! die anywhere.
 
+mod covered;
 mod event;
+mod history;
 mod rows;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
@@ -17,12 +19,15 @@ use super::leader::{Fence, FenceError};
 use super::ledger::{self, Booked};
 use super::outbox::{self, Entity, Source};
 use super::types::{DbAddress, DbHash};
-use crate::fold::{ChainEvent, Contracts, DecodeError, Event, FoldError, Key, Rows};
+use crate::fold::{ChainEvent, Contracts, DecodeError, EscrowChannel, Event, FoldError, Key, Rows};
 use crate::ledger::{Balances, entries};
 
 /// Headers of blocks without events that are kept below the cursor, to find where a reorg branched off. A deeper reorg is
 /// undone all the same: to the latest block with events that both branches have.
 pub const HEADERS_KEPT: u64 = 256;
+
+/// `escrow_channel`, by requester, node and token.
+type Channels = BTreeMap<(Address, Address, Address), EscrowChannel>;
 
 /// A block's number and hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,13 +190,16 @@ pub async fn apply(
         }
         applied.rows += keys.len();
         changes.undone(&keys);
-        refold(db, contracts, &keys).await?;
+        let channels = rows::load(db, &channels_of(&keys)).await?.channels;
+        let folded = refold(db, contracts, &keys).await?;
+        changes.0.extend(covered::changes(db, &channels, &folded, true).await?);
     }
 
     insert_blocks(db, &step.blocks).await?;
     event::insert(db, &step.events).await?;
     let keys: BTreeSet<Key> = step.events.iter().flat_map(|event| event.event.keys()).collect();
     let mut folded = rows::load(db, &keys).await?;
+    let channels = with_missing(&folded.channels, &keys);
     let mut book = Vec::new();
     for event in &step.events {
         let touched = event.event.keys();
@@ -205,19 +213,34 @@ pub async fn apply(
     rows::save(db, &folded).await?;
     ledger::append(db, &book).await?;
     applied.rows += keys.len();
+    changes.0.extend(covered::changes(db, &channels, &folded, false).await?);
     outbox::append_many(db, Source::Chain, &changes.0, now).await?;
     Ok(applied)
 }
 
-/// Makes the rows of `keys` what their canonical events say.
-async fn refold(db: &mut PgConnection, contracts: &Contracts, keys: &BTreeSet<Key>) -> Result<(), ApplyError> {
+/// Makes the rows of `keys` what their canonical events say, and returns them.
+async fn refold(db: &mut PgConnection, contracts: &Contracts, keys: &BTreeSet<Key>) -> Result<Rows, ApplyError> {
     let mut folded = Rows::default();
-    for log in event::canonical_of(db, keys).await? {
+    for log in history::decisive(db, keys).await? {
         folded.apply_within(keys, &ChainEvent::decode(log, contracts)?)?;
     }
     rows::save(db, &folded).await?;
     rows::delete_missing(db, keys, &folded).await?;
-    Ok(())
+    Ok(folded)
+}
+
+fn channels_of(keys: &BTreeSet<Key>) -> BTreeSet<Key> {
+    keys.iter().copied().filter(|key| matches!(key, Key::Channel { .. })).collect()
+}
+
+/// All channels among `keys`, also those of which there is no row yet.
+fn with_missing(rows: &Channels, keys: &BTreeSet<Key>) -> Channels {
+    let channel = |key: &Key| match *key {
+        Key::Channel { requester, node, token } => Some((requester, node, token)),
+        _ => None,
+    };
+    let row = |channel| (channel, rows.get(&channel).copied().unwrap_or_default());
+    keys.iter().filter_map(channel).map(row).collect()
 }
 
 async fn move_cursor(db: &mut PgConnection, fence: Fence, from: BlockId, to: BlockId) -> Result<(), ApplyError> {

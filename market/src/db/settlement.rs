@@ -4,21 +4,49 @@
 //! own transaction, so that a leader that was overtaken can send again what is stored, and nothing else.
 
 mod due;
+mod hold;
+mod nonce;
+mod outcome;
+mod redeem;
+mod status;
 
-pub use due::{Backoff, due_results, finalizable};
+use std::str::FromStr;
+use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
-use alloy::sol_types::SolEvent;
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Postgres, Transaction};
 
-use crate::abi::{IJobEscrow, SkipReason};
-use crate::batch::Kind;
-use crate::db::chain::{from_db, to_db};
+use crate::batch::{Batch, Channel, Kind};
+use crate::db::chain::{BlockId, from_db, to_db};
 use crate::db::leader::{Fence, FenceError};
 use crate::db::outbox::{self, Entity, Source};
 use crate::db::types::{DbAddress, DbAmount, DbHash};
+
+pub use due::{Backoff, due_results, finalizable};
+pub use hold::{Hold, hold, hold_vouchers, holds, release, release_voucher};
+pub use nonce::{foreign_nonces, next_nonce, record_foreign, reopen, unexplained};
+pub use outcome::{Outcome, Sighting, is_canonical, outcomes, sightings};
+pub use redeem::{Sums, redeemable};
+pub use status::{Status, finalize, spent_since, status};
+
+/// What the operator lets be paid.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only these tokens; any if empty. Zero is the native coin.
+    pub tokens: Vec<Address>,
+    /// Payments of less of a token are not sent, in its smallest unit.
+    pub least: Vec<(Address, u128)>,
+}
+
+impl Filter {
+    fn columns(&self) -> (Vec<DbAddress>, Vec<DbAddress>, Vec<DbAmount>) {
+        let (least_tokens, least) =
+            self.least.iter().map(|(token, amount)| (DbAddress(*token), DbAmount::from(*amount))).unzip();
+        (self.tokens.iter().copied().map(DbAddress).collect(), least_tokens, least)
+    }
+}
 
 /// One signed form of a batch's transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,23 +78,35 @@ pub struct PendingBatch {
     pub nonce: u64,
     /// When it was planned.
     pub created_at: DateTime<Utc>,
-    /// Its jobs, in the order of the call.
+    /// Its jobs, in the order of the call; none of vouchers.
     pub job_ids: Vec<B256>,
+    /// Its vouchers' channels, in the order of the call.
+    pub channels: Vec<Channel>,
     /// Its signed forms, oldest first; never empty.
     pub attempts: Vec<Attempt>,
+}
+
+impl PendingBatch {
+    /// How many items it has. None: it only takes a nonce.
+    #[must_use]
+    pub fn items(&self) -> usize {
+        self.job_ids.len() + self.channels.len()
+    }
 }
 
 /// How a batch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Its transaction was mined; what it did to each job, the indexer says.
+    /// Its transaction was mined; what it did to each item, the indexer says.
     Mined(Mined),
     /// Its transaction was mined and reverted as a whole.
     Reverted(Mined),
-    /// Another transaction used its nonce: `by`, if that is known.
+    /// Another transaction used its nonce.
     Displaced {
-        /// The other transaction.
+        /// The other transaction, if it is known.
         by: Option<B256>,
+        /// A canonical block by which the nonce was used.
+        block: BlockId,
     },
 }
 
@@ -76,20 +116,25 @@ pub struct Mined {
     /// Which of the attempts.
     pub tx_hash: B256,
     /// In which block.
-    pub block_number: u64,
-    /// What it took.
-    pub gas_used: u64,
+    pub block: BlockId,
+    /// What it took, and wei a unit; nothing if no node tells.
+    pub gas: Option<(u64, u128)>,
 }
 
-/// What the indexer has seen of one item of a mined batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome {
-    /// Which job.
-    pub job_id: B256,
-    /// Whether the contract still waits for what the batch was to do.
-    pub unsettled: bool,
-    /// Why the contract skipped it in this transaction, if it did.
-    pub skipped: Option<SkipReason>,
+/// A pool for the settler's work. Postgres ends a transaction in which nothing happens for `patience`: one of a frozen
+/// leader would keep its successor from taking the lead.
+pub async fn connect(database_url: &str, max_connections: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {
+    let limit = format!("{}ms", patience.as_millis());
+    let options = PgConnectOptions::from_str(database_url)?.options([("idle_in_transaction_session_timeout", limit)]);
+    super::pool_options(max_connections).connect_with(options).await
+}
+
+/// A pool of one connection for the lock that leads. Postgres ends it, and gives the lead to another process, when it hears
+/// nothing for `patience`: a frozen process keeps its connections.
+pub async fn connect_lead(database_url: &str, patience: Duration) -> Result<PgPool, sqlx::Error> {
+    let limit = format!("{}ms", patience.as_millis());
+    let options = PgConnectOptions::from_str(database_url)?.options([("idle_session_timeout", limit)]);
+    PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(5)).connect_with(options).await
 }
 
 /// A transaction whose reads all see the database as it is now, so that the indexer cannot change it between two of them.
@@ -98,66 +143,69 @@ pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, s
     pool.begin_with("begin isolation level repeatable read").await
 }
 
-/// Takes the lowest nonce of `sender` from `chain_count` on (the number of its mined transactions) that no batch has. That
-/// is the one after the latest batch, unless foreign transactions have used more, or have left a gap in a reorg.
-pub async fn next_nonce(
-    db: &mut PgConnection,
-    fence: Fence,
-    sender: Address,
-    chain_count: u64,
-) -> Result<u64, FenceError> {
-    fence.check(db).await?;
-    let nonce = sqlx::query_scalar!(
-        r#"select min(free.nonce) as "nonce!" from (
-               select $2::bigint as nonce
-               union all
-               select nonce + 1 from settlement_batch where sender = $1 and nonce >= $2
-           ) free
-           where not exists (select 1 from settlement_batch b where b.sender = $1 and b.nonce = free.nonce)"#,
-        DbAddress(sender) as _,
-        to_db(chain_count)?
-    )
-    .fetch_one(db)
-    .await?;
-    Ok(from_db(nonce)?)
-}
-
 /// Writes a batch with its items and its first attempt. The caller has taken `nonce` from [`next_nonce`] in the same
 /// transaction, so that no other leader can have taken it too.
 pub async fn insert_batch(
     db: &mut PgConnection,
     fence: Fence,
-    kind: Kind,
+    batch: &Batch,
     (sender, nonce): (Address, u64),
-    job_ids: &[B256],
     attempt: &Attempt,
     now: DateTime<Utc>,
 ) -> Result<i64, FenceError> {
     fence.check(db).await?;
+    let payee = batch.payee();
     let id = sqlx::query_scalar!(
-        "insert into settlement_batch (kind, sender, nonce, state, epoch, created_at)
-         values ($1, $2, $3, 'pending', $4, $5)
+        "insert into settlement_batch (kind, node, token, sender, nonce, state, epoch, created_at)
+         values ($1, $6, $7, $2, $3, 'pending', $4, $5)
          returning id",
-        kind.name(),
+        batch.kind.name(),
         DbAddress(sender) as _,
         to_db(nonce)?,
         fence.epoch(),
-        now
+        now,
+        payee.map(|(node, _)| DbAddress(node)) as _,
+        payee.map(|(_, token)| DbAddress(token)) as _
     )
     .fetch_one(&mut *db)
     .await?;
+    let job_ids = batch.job_ids();
     sqlx::query!(
         "insert into settlement_item (batch_id, job_id, position)
          select $1, item.job_id, item.position - 1
          from unnest($2::bytea[]) with ordinality as item (job_id, position)",
         id,
-        &hashes(job_ids) as _
+        &hashes(&job_ids) as _
     )
     .execute(&mut *db)
     .await?;
+    insert_vouchers(db, id, batch).await?;
     insert_attempt(db, id, attempt).await?;
-    announce(db, job_ids, "payment.sending", now).await?;
+    announce(db, &job_ids, "payment.sending", now).await?;
     Ok(id)
+}
+
+async fn insert_vouchers(db: &mut PgConnection, batch_id: i64, batch: &Batch) -> Result<(), sqlx::Error> {
+    let redemptions = batch.redemptions();
+    if redemptions.is_empty() {
+        return Ok(());
+    }
+    let requesters: Vec<_> = redemptions.iter().map(|r| DbAddress(r.channel.requester)).collect();
+    let cumulative: Vec<_> = redemptions.iter().map(|r| DbAmount::from(r.cumulative)).collect();
+    let covered: Vec<_> = redemptions.iter().map(|r| DbAmount::from(u128::from(r.covered_nonce))).collect();
+    sqlx::query!(
+        "insert into settlement_voucher (batch_id, position, requester, cumulative, covered_nonce)
+         select $1, v.position - 1, v.requester, v.cumulative, v.covered_nonce
+         from unnest($2::bytea[], $3::numeric[], $4::numeric[])
+              with ordinality as v (requester, cumulative, covered_nonce, position)",
+        batch_id,
+        &requesters as _,
+        &cumulative as _,
+        &covered as _
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Writes another signed form of a pending batch.
@@ -193,8 +241,11 @@ async fn insert_attempt(db: &mut PgConnection, batch_id: i64, attempt: &Attempt)
 pub async fn pending(db: &mut PgConnection) -> Result<Vec<PendingBatch>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"select b.id, b.kind, b.sender as "sender: DbAddress", b.nonce, b.created_at,
+                  b.node as "node?: DbAddress", b.token as "token?: DbAddress",
                   array(select i.job_id from settlement_item i where i.batch_id = b.id order by i.position)
-                      as "job_ids!: Vec<DbHash>"
+                      as "job_ids!: Vec<DbHash>",
+                  array(select v.requester from settlement_voucher v where v.batch_id = b.id order by v.position)
+                      as "requesters!: Vec<DbAddress>"
            from settlement_batch b
            where b.state = 'pending'
            order by b.nonce, b.id"#
@@ -203,6 +254,12 @@ pub async fn pending(db: &mut PgConnection) -> Result<Vec<PendingBatch>, sqlx::E
     .await?;
     let mut batches = Vec::with_capacity(rows.len());
     for row in rows {
+        let (node, token) = (row.node.map(|node| node.0), row.token.map(|token| token.0));
+        let channel = |requester: DbAddress| Channel {
+            requester: requester.0,
+            node: node.unwrap_or_default(),
+            token: token.unwrap_or_default(),
+        };
         batches.push(PendingBatch {
             id: row.id,
             kind: Kind::from_name(&row.kind)
@@ -211,6 +268,7 @@ pub async fn pending(db: &mut PgConnection) -> Result<Vec<PendingBatch>, sqlx::E
             nonce: from_db(row.nonce)?,
             created_at: row.created_at,
             job_ids: row.job_ids.into_iter().map(|id| id.0).collect(),
+            channels: row.requesters.into_iter().map(channel).collect(),
             attempts: attempts(db, row.id).await?,
         });
     }
@@ -243,152 +301,40 @@ async fn attempts(db: &mut PgConnection, batch_id: i64) -> Result<Vec<Attempt>, 
         .collect()
 }
 
-/// Ends a pending batch, and puts the payments of `holds` on hold. Returns false, and changes nothing, if the batch is not
-/// pending any more.
+/// Ends a pending batch. Returns false, and changes nothing, if it is not pending any more.
 pub async fn end_batch(
     db: &mut PgConnection,
     fence: Fence,
     batch: &PendingBatch,
     ending: Ending,
-    holds: &[(B256, String)],
     now: DateTime<Utc>,
 ) -> Result<bool, FenceError> {
     fence.check(db).await?;
-    let (state, tx_hash, mined) = match ending {
-        Ending::Mined(mined) => ("mined", Some(mined.tx_hash), Some(mined)),
-        Ending::Reverted(mined) => ("reverted", Some(mined.tx_hash), Some(mined)),
-        Ending::Displaced { by } => ("displaced", by, None),
+    let (state, tx_hash, block, gas) = match ending {
+        Ending::Mined(mined) => ("mined", Some(mined.tx_hash), mined.block, mined.gas),
+        Ending::Reverted(mined) => ("reverted", Some(mined.tx_hash), mined.block, mined.gas),
+        Ending::Displaced { by, block } => ("displaced", by, block, None),
     };
     let ended = sqlx::query!(
         "update settlement_batch
-         set state = $2, ended_at = $3, tx_hash = $4, block_number = $5, gas_used = $6
+         set state = $2, ended_at = $3, tx_hash = $4, block_number = $5, block_hash = $6, gas_used = $7, gas_price = $8
          where id = $1 and state = 'pending'",
         batch.id,
         state,
         now,
         tx_hash.map(DbHash) as _,
-        mined.map(|mined| to_db(mined.block_number)).transpose()?,
-        mined.map(|mined| to_db(mined.gas_used)).transpose()?
+        to_db(block.number)?,
+        DbHash(block.hash) as _,
+        gas.map(|(used, _)| to_db(used)).transpose()?,
+        gas.map(|(_, price)| DbAmount::from(price)) as _
     )
     .execute(&mut *db)
     .await?;
     if ended.rows_affected() == 0 {
         return Ok(false);
     }
-    hold_all(db, holds, now).await?;
     announce(db, &batch.job_ids, "payment.sent", now).await?;
     Ok(true)
-}
-
-/// Makes the ended batches of `sender` with a nonce from `from_nonce` on pending again: a reorg has freed their nonces.
-/// Returns their numbers.
-pub async fn reopen(
-    db: &mut PgConnection,
-    fence: Fence,
-    sender: Address,
-    from_nonce: u64,
-    now: DateTime<Utc>,
-) -> Result<Vec<i64>, FenceError> {
-    fence.check(db).await?;
-    let reopened = sqlx::query_scalar!(
-        "update settlement_batch
-         set state = 'pending', ended_at = null, tx_hash = null, block_number = null, gas_used = null
-         where sender = $1 and nonce >= $2 and state <> 'pending'
-         returning id",
-        DbAddress(sender) as _,
-        to_db(from_nonce)?
-    )
-    .fetch_all(&mut *db)
-    .await?;
-    let job_ids = sqlx::query_scalar!(
-        r#"select distinct job_id as "job_id: DbHash" from settlement_item where batch_id = any($1)"#,
-        &reopened
-    )
-    .fetch_all(&mut *db)
-    .await?;
-    announce(db, &job_ids.into_iter().map(|id| id.0).collect::<Vec<_>>(), "payment.sending", now).await?;
-    Ok(reopened)
-}
-
-/// Puts payments on hold, each with its reason. One that is on hold keeps its first reason.
-pub async fn hold(
-    db: &mut PgConnection,
-    fence: Fence,
-    holds: &[(B256, String)],
-    now: DateTime<Utc>,
-) -> Result<(), FenceError> {
-    fence.check(db).await?;
-    Ok(hold_all(db, holds, now).await?)
-}
-
-async fn hold_all(db: &mut PgConnection, holds: &[(B256, String)], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    for (job_id, reason) in holds {
-        sqlx::query!(
-            "insert into settlement_hold (job_id, reason, created_at) values ($1, $2, $3) on conflict do nothing",
-            DbHash(*job_id) as _,
-            reason,
-            now
-        )
-        .execute(&mut *db)
-        .await?;
-        announce(db, &[*job_id], "payment.held", now).await?;
-    }
-    Ok(())
-}
-
-/// Whether the indexer has applied the block `number`, and with this `hash` as far as it kept the block.
-pub async fn has_indexed(db: &mut PgConnection, number: u64, hash: B256) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"select exists (select 1 from chain_cursor where block_number >= $1)
-              and not exists (select 1 from chain_block where number = $1 and canonical and hash <> $2) as "indexed!""#,
-        to_db(number)?,
-        DbHash(hash) as _
-    )
-    .fetch_one(db)
-    .await
-}
-
-/// What the indexer has seen of the items of a batch that was mined as `tx_hash`. Ask only when it has seen the block.
-pub async fn outcomes(db: &mut PgConnection, batch: &PendingBatch, tx_hash: B256) -> Result<Vec<Outcome>, sqlx::Error> {
-    let awaited: Vec<String> = match batch.kind {
-        Kind::Submit => vec!["open".to_owned()],
-        Kind::Finalize => vec!["submitted".to_owned(), "disputed".to_owned()],
-    };
-    let rows = sqlx::query!(
-        r#"select i.job_id as "job_id: DbHash", e.escrow_state = any($3) as unsettled, s.topics as "topics?", s.data as "data?"
-           from settlement_item i
-           left join job_view e on e.job_id = i.job_id
-           left join lateral (
-               select c.topics, c.data from chain_event c
-               where c.tx_hash = $2 and c.canonical and c.job_id = i.job_id and c.kind = 'Skipped'
-               order by c.log_index
-               limit 1
-           ) s on true
-           where i.batch_id = $1
-           order by i.position"#,
-        batch.id,
-        DbHash(tx_hash) as _,
-        &awaited
-    )
-    .fetch_all(db)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Outcome {
-                job_id: row.job_id.0,
-                // A job that a reorg took off the chain is not due either: it has no row.
-                unsettled: row.unsettled.unwrap_or(false),
-                skipped: row.topics.zip(row.data).map(|(topics, data)| skip_reason(&topics, &data)).transpose()?,
-            })
-        })
-        .collect()
-}
-
-fn skip_reason(topics: &[u8], data: &[u8]) -> Result<SkipReason, sqlx::Error> {
-    let topics = topics.chunks_exact(32).map(B256::from_slice);
-    IJobEscrow::Skipped::decode_raw_log(topics, data)
-        .map(|event| event.reason)
-        .map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 /// Tells the projector that the jobs' status may have changed.

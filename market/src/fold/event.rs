@@ -273,7 +273,7 @@ fn decode_escrow(log: &RawLog) -> alloy::sol_types::Result<Event> {
         IJobEscrowEvents::EarnedWithdrawn(event) => Event::EarnedWithdrawn(event),
         IJobEscrowEvents::JobOpened(_) => Event::JobOpened(Box::new(decode_opened(log)?)),
         IJobEscrowEvents::ChannelUpdated(event) => Event::ChannelUpdated(event),
-        IJobEscrowEvents::VouchersRedeemed(event) => Event::VouchersRedeemed(decode_redeemed(event)?),
+        IJobEscrowEvents::VouchersRedeemed(event) => Event::VouchersRedeemed(event.try_into()?),
         IJobEscrowEvents::VoucherSkipped(event) => Event::VoucherSkipped(event),
         IJobEscrowEvents::ReservationChanged(event) => Event::ReservationChanged(event),
         IJobEscrowEvents::SessionUpdated(event) => Event::SessionUpdated(event),
@@ -299,13 +299,17 @@ fn decode_ownership(log: &RawLog) -> Option<alloy::sol_types::Result<Event>> {
     })
 }
 
-fn decode_redeemed(event: IJobEscrow::VouchersRedeemed) -> alloy::sol_types::Result<Redeemed> {
-    let (redemptions, rest) = event.redemptions.as_chunks();
-    if !rest.is_empty() {
-        return Err(alloy::sol_types::Error::custom("redemptions do not have 96 bytes each"));
+impl TryFrom<IJobEscrow::VouchersRedeemed> for Redeemed {
+    type Error = alloy::sol_types::Error;
+
+    fn try_from(event: IJobEscrow::VouchersRedeemed) -> alloy::sol_types::Result<Self> {
+        let (redemptions, rest) = event.redemptions.as_chunks();
+        if !rest.is_empty() {
+            return Err(alloy::sol_types::Error::custom("redemptions do not have 96 bytes each"));
+        }
+        let redemptions = redemptions.iter().map(Redemption::read).collect();
+        Ok(Self { node: event.node, token: event.token, earned: event.earned, redemptions })
     }
-    let redemptions = redemptions.iter().map(Redemption::read).collect();
-    Ok(Redeemed { node: event.node, token: event.token, earned: event.earned, redemptions })
 }
 
 fn decode_registry(log: &RawLog) -> alloy::sol_types::Result<Event> {

@@ -5,18 +5,9 @@ use alloy::sol_types::SolEvent;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::model::{self, ESCROW, Model, ORDERS, REGISTRY, contracts, histories, node, requester, token};
 use super::*;
-use crate::abi::{IJobEscrow, INodeRegistry, SkipReason};
-use crate::typed_data;
-
-const CHAIN_ID: u64 = 31337;
-const ESCROW: Address = Address::repeat_byte(0xe5);
-const REGISTRY: Address = Address::repeat_byte(0x4e);
-
-fn contracts() -> Contracts {
-    let domain = typed_data::domain(CHAIN_ID, ESCROW);
-    Contracts { chain_id: CHAIN_ID, escrow: ESCROW, registry: REGISTRY, domain }
-}
+use crate::abi::{INodeRegistry, JobState, SkipReason};
 
 /// The log of an event, as number `position` of a chain with three logs a block.
 fn log(contract: Address, data: &LogData, position: usize) -> RawLog {
@@ -33,315 +24,34 @@ fn log(contract: Address, data: &LogData, position: usize) -> RawLog {
     }
 }
 
-fn requester(n: u8) -> Address {
-    Address::repeat_byte(0x10 + n)
-}
-
-fn node(n: u8) -> Address {
-    Address::repeat_byte(0x20 + n)
-}
-
-fn token(n: u8) -> Address {
-    Address::repeat_byte(n)
-}
-
-/// The contracts' balances, as far as it takes to emit only what they could.
-#[derive(Default)]
-struct Ledger {
-    logs: Vec<(Address, LogData)>,
-    accounts: BTreeMap<(Address, Address), (u64, u64)>,
-    earned: BTreeMap<(Address, Address), u64>,
-    stakes: BTreeMap<Address, (u64, u64)>,
-    jobs: Vec<LedgerJob>,
-}
-
-#[derive(Clone, Copy)]
-struct LedgerJob {
-    id: B256,
-    account: (Address, Address),
-    windowed: bool,
-    state: EscrowState,
-    locked: u64,
-    node: Address,
-}
-
-/// Something that may happen; what cannot happen in the state met does nothing.
-#[derive(Debug, Clone)]
-enum Action {
-    Deposit(u8, u8, u16),
-    Thaw(u8, u8, u16),
-    Withdraw(u8, u8),
-    Open(u8, u8, u16, bool),
-    Submit(Index, u8, u16),
-    Finalize(Index),
-    Refund(Index),
-    Skip(Index),
-    WithdrawEarned(u8, u8),
-    Register(u8, String),
-    Stake(u8, u16),
-    Unbond(u8, u16),
-    FinishUnbond(u8),
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    let (who, coin) = (|| 0u8..3, || 0u8..2);
-    prop_oneof![
-        (who(), coin(), 1u16..).prop_map(|(a, b, c)| Action::Deposit(a, b, c)),
-        (who(), coin(), any::<u16>()).prop_map(|(a, b, c)| Action::Thaw(a, b, c)),
-        (who(), coin()).prop_map(|(a, b)| Action::Withdraw(a, b)),
-        (who(), coin(), 1u16.., any::<bool>()).prop_map(|(a, b, c, d)| Action::Open(a, b, c, d)),
-        (any::<Index>(), who(), any::<u16>()).prop_map(|(a, b, c)| Action::Submit(a, b, c)),
-        any::<Index>().prop_map(Action::Finalize),
-        any::<Index>().prop_map(Action::Refund),
-        any::<Index>().prop_map(Action::Skip),
-        (who(), coin()).prop_map(|(a, b)| Action::WithdrawEarned(a, b)),
-        (who(), ".{0,6}").prop_map(|(a, b)| Action::Register(a, b)),
-        (who(), 1u16..).prop_map(|(a, b)| Action::Stake(a, b)),
-        (who(), any::<u16>()).prop_map(|(a, b)| Action::Unbond(a, b)),
-        who().prop_map(Action::FinishUnbond),
-    ]
-}
-
-impl Ledger {
-    fn escrow(&mut self, event: &impl SolEvent) {
-        self.logs.push((ESCROW, event.encode_log_data()));
-    }
-
-    fn registry(&mut self, event: &impl SolEvent) {
-        self.logs.push((REGISTRY, event.encode_log_data()));
-    }
-
-    fn act(&mut self, action: &Action) {
-        match action {
-            Action::Deposit(..) | Action::Thaw(..) | Action::Withdraw(..) => self.move_account(action),
-            Action::Open(..) => self.open(action),
-            Action::Submit(..) | Action::Finalize(_) | Action::Refund(_) | Action::Skip(_) => self.settle(action),
-            Action::WithdrawEarned(n, coin) => {
-                let (node, token) = (node(*n), token(*coin));
-                if let Some(amount) = self.earned.insert((node, token), 0).filter(|amount| *amount > 0) {
-                    let amount = U256::from(amount);
-                    self.escrow(&IJobEscrow::EarnedWithdrawn { node, token, to: node, amount, earned: U256::ZERO });
-                }
-            }
-            _ => self.move_stake(action),
-        }
-    }
-
-    fn move_account(&mut self, action: &Action) {
-        let (Action::Deposit(n, coin, _) | Action::Thaw(n, coin, _) | Action::Withdraw(n, coin)) = action else {
-            return;
-        };
-        let (account, token) = (requester(*n), token(*coin));
-        let (mut free, mut thawing) = self.accounts.get(&(account, token)).copied().unwrap_or_default();
-        match action {
-            Action::Deposit(_, _, amount) => {
-                free += u64::from(*amount);
-                let (amount, free) = (U256::from(*amount), U256::from(free));
-                self.escrow(&IJobEscrow::Deposited { account, token, from: account, amount, free });
-            }
-            Action::Thaw(_, _, amount) if *amount > 0 && u64::from(*amount) <= free => {
-                (free, thawing) = (free - u64::from(*amount), thawing + u64::from(*amount));
-                let (free, thawing) = (U256::from(free), U256::from(thawing));
-                self.escrow(&IJobEscrow::Thawing { account, token, free, thawing, thawEnd: u64::MAX });
-            }
-            Action::Withdraw(..) if thawing > 0 => {
-                let (amount, thawed) = (U256::from(thawing), U256::ZERO);
-                thawing = 0;
-                let free = U256::from(free);
-                self.escrow(&IJobEscrow::Withdrawn { account, token, to: account, amount, free, thawing: thawed });
-            }
-            _ => {}
-        }
-        self.accounts.insert((account, token), (free, thawing));
-    }
-
-    fn open(&mut self, action: &Action) {
-        let Action::Open(n, coin, price, windowed) = action else { return };
-        let (requester, token) = (requester(*n), token(*coin));
-        let Some((free, _)) = self.accounts.get_mut(&(requester, token)) else { return };
-        if *free < u64::from(*price) {
-            return;
-        }
-        *free -= u64::from(*price);
-        let free = U256::from(*free);
-        let spec = JobSpec { inputCID: "bafk".into(), operation: "encrypt".into(), params: String::new() };
-        let order = Order {
-            requester,
-            token,
-            maxPrice: u128::from(*price),
-            node: Address::ZERO,
-            assigner: node(9),
-            specHash: typed_data::spec_hash(&spec),
-            deadline: 1_900_000_000,
-            challengeWindow: if *windowed { 60 } else { 0 },
-            arbiter: Address::ZERO,
-            maxFeeBps: 0,
-            nonce: u64::try_from(self.jobs.len()).unwrap(),
-        };
-        let id = typed_data::job_id(&order, &contracts().domain);
-        self.escrow(&opened(&order, spec, free));
-        self.jobs.push(LedgerJob {
-            id,
-            account: (requester, token),
-            windowed: *windowed,
-            state: EscrowState::Open,
-            locked: u64::from(*price),
-            node: Address::ZERO,
-        });
-    }
-
-    fn settle(&mut self, action: &Action) {
-        let (Action::Submit(job, _, _) | Action::Finalize(job) | Action::Refund(job) | Action::Skip(job)) = action
-        else {
-            return;
-        };
-        if self.jobs.is_empty() {
-            return;
-        }
-        let number = job.index(self.jobs.len());
-        let mut job = self.jobs[number];
-        let (requester, token) = job.account;
-        match (action, job.state) {
-            (Action::Submit(_, n, asked), EscrowState::Open) => {
-                job.node = node(*n);
-                let free = self.unlock(&mut job, u64::from(*asked));
-                if job.windowed {
-                    job.state = EscrowState::Submitted;
-                    self.escrow(&IJobEscrow::ResultSubmitted {
-                        jobId: job.id,
-                        requester,
-                        node: job.node,
-                        token,
-                        price: u128::from(job.locked),
-                        resultHash: B256::ZERO,
-                        finalizeAt: 1_800_000_060,
-                        free,
-                    });
-                } else {
-                    self.pay(&mut job);
-                }
-            }
-            (Action::Finalize(_), EscrowState::Submitted) => self.pay(&mut job),
-            (Action::Refund(_), EscrowState::Open) => {
-                job.state = EscrowState::Refunded;
-                let amount = u128::from(job.locked);
-                let free = self.unlock(&mut job, 0);
-                self.escrow(&IJobEscrow::JobRefunded { jobId: job.id, requester, token, amount, free });
-            }
-            (Action::Skip(_), _) => self.escrow(&IJobEscrow::Skipped { jobId: job.id, reason: SkipReason::Expired }),
-            _ => {}
-        }
-        self.jobs[number] = job;
-    }
-
-    /// Gives back all that is locked above `rest`.
-    fn unlock(&mut self, job: &mut LedgerJob, rest: u64) -> U256 {
-        let rest = rest.min(job.locked);
-        let free = &mut self.accounts.get_mut(&job.account).unwrap().0;
-        *free += job.locked - rest;
-        job.locked = rest;
-        U256::from(*free)
-    }
-
-    fn pay(&mut self, job: &mut LedgerJob) {
-        job.state = EscrowState::Paid;
-        let ((requester, token), node) = (job.account, job.node);
-        let free = U256::from(self.accounts[&job.account].0);
-        let earned = self.earned.entry((node, token)).or_default();
-        *earned += job.locked;
-        let earned = U256::from(*earned);
-        let price = u128::from(job.locked);
-        self.escrow(&IJobEscrow::JobPaid {
-            jobId: job.id,
-            requester,
-            node,
-            token,
-            price,
-            resultHash: B256::ZERO,
-            free,
-            earned,
-        });
-    }
-
-    fn move_stake(&mut self, action: &Action) {
-        let (Action::Register(n, _) | Action::Stake(n, _) | Action::Unbond(n, _) | Action::FinishUnbond(n)) = action
-        else {
-            return;
-        };
-        let node = node(*n);
-        if let Action::Register(_, uri) = action {
-            self.stakes.entry(node).or_default();
-            return self.registry(&INodeRegistry::NodeUpdated {
-                node,
-                nodeId: B256::left_padding_from(node.as_slice()),
-                publicKey: vec![1; 32].into(),
-                payout: node,
-                capacity: 1,
-                operations: vec![uri.clone()],
-                uri: uri.clone(),
-            });
-        }
-        let Some((mut stake, mut unbonding)) = self.stakes.get(&node).copied() else { return };
-        match action {
-            Action::Stake(_, amount) => {
-                stake += u64::from(*amount);
-                let (amount, stake) = (U256::from(*amount), U256::from(stake));
-                self.registry(&INodeRegistry::Staked { node, from: node, amount, stake });
-            }
-            Action::Unbond(_, amount) if *amount > 0 && u64::from(*amount) <= stake => {
-                (stake, unbonding) = (stake - u64::from(*amount), unbonding + u64::from(*amount));
-                let (stake, unbonding) = (U256::from(stake), U256::from(unbonding));
-                self.registry(&INodeRegistry::Unbonding { node, stake, unbonding, unbondEnd: 1_800_000_100 });
-            }
-            Action::FinishUnbond(_) if unbonding > 0 => {
-                let amount = U256::from(std::mem::take(&mut unbonding));
-                self.registry(&INodeRegistry::Unbonded { node, to: node, amount, stake: U256::from(stake) });
-            }
-            _ => {}
-        }
-        self.stakes.insert(node, (stake, unbonding));
-    }
-}
-
-fn opened(order: &Order, spec: JobSpec, free: U256) -> IJobEscrow::JobOpened {
-    IJobEscrow::JobOpened {
-        jobId: typed_data::job_id(order, &contracts().domain),
-        requester: order.requester,
-        node: order.node,
-        token: order.token,
-        maxPrice: order.maxPrice,
-        assigner: order.assigner,
-        deadline: order.deadline,
-        challengeWindow: order.challengeWindow,
-        arbiter: order.arbiter,
-        maxFeeBps: order.maxFeeBps,
-        nonce: order.nonce,
-        spec,
-        free,
-    }
-}
-
-/// Events that the contracts could have emitted.
-fn events() -> impl Strategy<Value = Vec<ChainEvent>> {
-    proptest::collection::vec(action(), 1..80).prop_map(|actions| {
-        let mut ledger = Ledger::default();
-        actions.iter().for_each(|action| ledger.act(action));
-        let logs = ledger.logs.iter().enumerate();
-        logs.map(|(n, (contract, data))| ChainEvent::decode(log(*contract, data, n), &contracts()).unwrap()).collect()
-    })
-}
-
 fn fold(events: &[ChainEvent]) -> Rows {
     let mut rows = Rows::default();
     events.iter().for_each(|event| rows.apply(event).unwrap());
     rows
 }
 
+/// The events that db::chain reads to make the rows of `keys` again: see [`Key::kinds`].
+fn decisive(events: &[ChainEvent], keys: &BTreeSet<Key>) -> Vec<ChainEvent> {
+    let mut wanted = BTreeSet::new();
+    for key in keys {
+        let touching = || events.iter().enumerate().filter(|(_, event)| event.event.keys().contains(key));
+        match key {
+            Key::Job(_) | Key::Parameters => wanted.extend(touching().map(|(n, _)| n)),
+            _ => {
+                let last: BTreeMap<&str, usize> = touching().map(|(n, event)| (event.event.kind(), n)).collect();
+                wanted.extend(last.into_values());
+                wanted.extend(touching().find(|(_, event)| event.event.kind() == "NodeUpdated").map(|(n, _)| n));
+            }
+        }
+    }
+    wanted.into_iter().map(|n| events[n].clone()).collect()
+}
+
 /// What db::chain does on a reorg: the rows that the undone events touched are folded again from what remains.
 fn roll_back(rows: &mut Rows, remaining: &[ChainEvent], undone: &[ChainEvent]) {
     let keys: BTreeSet<Key> = undone.iter().flat_map(|event| event.event.keys()).collect();
     let mut folded = Rows::default();
-    remaining.iter().for_each(|event| folded.apply_within(&keys, event).unwrap());
+    decisive(remaining, &keys).iter().for_each(|event| folded.apply_within(&keys, event).unwrap());
     for key in keys {
         match key {
             Key::Job(id) => replace(&mut rows.jobs, &folded.jobs, id),
@@ -368,9 +78,105 @@ fn replace<K: Ord, V: Clone>(rows: &mut BTreeMap<K, V>, folded: &BTreeMap<K, V>,
     };
 }
 
+fn until(amount: u128, end: u64) -> Option<DateTime<Utc>> {
+    (amount > 0).then(|| time_of(end))
+}
+
+/// Asserts that `rows` are what the contracts return.
+fn assert_rows_are_what_the_contracts_return(rows: &Rows, model: &Model) {
+    for (owner, token) in (0..3).flat_map(|n| (0..2).map(move |coin| (requester(n), token(coin)))) {
+        let account = model.account(owner, token);
+        let row = rows.accounts.get(&(owner, token)).copied().unwrap_or_default();
+        assert_eq!((row.free, row.thawing), (account.free.into(), account.thawing.into()));
+        assert_eq!(row.thaw_end, until(account.thawing, account.thaw_end));
+    }
+    for n in 0..27 {
+        let key = (requester(n / 9), node(n / 3 % 3), token(n % 3));
+        let channel = model.channel(key.0, key.1, key.2);
+        let row = rows.channels.get(&key).copied().unwrap_or_default();
+        let thawing = channel.thawing.min(channel.reserved);
+        assert_eq!((row.claimed, row.covered_nonce), (channel.claimed.into(), channel.covered_nonce));
+        assert_eq!((row.reserved, row.thawing), (channel.reserved.into(), thawing.into()));
+        assert_eq!(row.thaw_end, until(thawing, channel.thaw_end));
+    }
+    let sessions = model
+        .sessions
+        .iter()
+        .map(|(key, (left, expiry))| (*key, EscrowSession { left: (*left).into(), expires_at: time_of(*expiry) }));
+    assert_eq!(rows.sessions, sessions.collect());
+    assert_eq!(rows.settlers, model.settlers);
+    for (node, token) in (0..3).flat_map(|n| (0..2).map(move |coin| (node(n), token(coin)))) {
+        let earned = model.earned.get(&(node, token)).copied().unwrap_or_default();
+        assert_eq!(rows.earned.get(&(node, token)).copied().unwrap_or_default(), earned.into());
+    }
+    for coin in 0..2 {
+        let fees = model.fees.get(&token(coin)).copied().unwrap_or_default();
+        assert_eq!(rows.fees.get(&token(coin)).copied().unwrap_or_default(), fees.into());
+    }
+    let parameters = rows.parameters.unwrap_or_default();
+    assert_eq!((parameters.escrow_paused, parameters.registry_paused), model.paused);
+    assert_eq!(parameters.fee_bps, model.fee_bps);
+    let min_stake = match parameters.min_stake {
+        Some((amount, since)) if since <= time_of(model.now) => Some(amount),
+        _ => parameters.min_stake_before,
+    };
+    assert_eq!(min_stake.unwrap_or(model::MIN_STAKE.into()), model.min_stake().into());
+    assert_nodes_are_what_the_contracts_return(rows, model);
+    (0..ORDERS).for_each(|n| assert_job_is_what_the_contracts_return(rows, model, &model::order(n)));
+}
+
+fn assert_nodes_are_what_the_contracts_return(rows: &Rows, model: &Model) {
+    assert_eq!(rows.nodes.keys().collect::<Vec<_>>(), model.nodes.keys().collect::<Vec<_>>());
+    for (address, row) in &rows.nodes {
+        let node = model.nodes[address];
+        assert_eq!((row.stake, row.unbonding), (node.stake.into(), node.unbonding.into()));
+        assert_eq!(row.unbond_end, until(node.unbonding, node.unbond_end));
+        let model::Node { bonds, paid, disputed, lost, .. } = node;
+        assert_eq!(row.record, BondRecord { bonds, paid, disputed, lost });
+    }
+}
+
+fn assert_job_is_what_the_contracts_return(rows: &Rows, model: &Model, order: &Order) {
+    let id = Model::job_id(order);
+    let (row, job) = (rows.jobs.get(&id), model.jobs.get(&id));
+    assert_eq!(row.is_some(), job.is_some());
+    let (Some(row), Some(job)) = (row, job) else { return };
+    let state = match job.state {
+        JobState::Open => EscrowState::Open,
+        JobState::Submitted => EscrowState::Submitted,
+        JobState::Paid => EscrowState::Paid,
+        JobState::Refunded => EscrowState::Refunded,
+        JobState::Disputed => EscrowState::Disputed,
+        JobState::Resolved => EscrowState::Resolved,
+        _ => EscrowState::None,
+    };
+    assert_eq!((row.requester, row.state), (order.requester, state));
+    assert_eq!(row.opened.is_some(), !job.signed && state != EscrowState::None);
+    assert!(row.opened.as_ref().is_none_or(|opened| opened.order == *order));
+    if matches!(state, EscrowState::None | EscrowState::Open) {
+        assert_eq!(row.cancel_at, (job.timer != 0).then(|| time_of(job.timer)));
+    }
+    let timer = match state {
+        EscrowState::Submitted => row.result.unwrap().window.unwrap().0,
+        EscrowState::Disputed => row.dispute.unwrap().decide_by,
+        _ => return assert_eq!(row.closed_when.is_some(), !matches!(state, EscrowState::None | EscrowState::Open)),
+    };
+    assert_eq!((timer, row.result.unwrap().node), (time_of(job.timer), job.node));
+    let bond = row.dispute.map_or(Amount::ZERO, |dispute| dispute.bond);
+    assert_eq!(row.result.unwrap().price.0 + bond.0, U256::from(job.amount));
+}
+
 proptest! {
+    #![proptest_config(model::config())]
+
     #[test]
-    fn rolling_back_what_was_applied_changes_nothing(events in events(), cut: Index) {
+    fn whatever_happens_the_rows_are_what_the_contracts_return(model in histories()) {
+        assert_rows_are_what_the_contracts_return(&fold(&model.events()), &model);
+    }
+
+    #[test]
+    fn rolling_back_what_was_applied_changes_nothing(model in histories(), cut: Index) {
+        let events = model.events();
         let cut = cut.index(events.len() + 1);
         let before = fold(&events[..cut]);
         let mut rows = before.clone();
@@ -392,6 +198,72 @@ proptest! {
     }
 }
 
+/// Every kind of event, and every state of a job on either rail, is met by what the other tests try.
+#[test]
+fn histories_hold_every_kind_of_event_and_every_end_of_a_job() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut kinds, mut ends, mut reasons) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for _ in 0..200 {
+        let model = histories().new_tree(&mut runner).unwrap().current();
+        for event in model.events() {
+            let kind = event.event.kind();
+            kinds.insert(kind);
+            for key in event.event.keys() {
+                assert!(key.kinds().contains(&kind), "{kind} changes {key:?}, and would not be read to make it again");
+            }
+            match event.event {
+                Event::Skipped(e) => drop(reasons.insert(u8::from(e.reason))),
+                Event::VoucherSkipped(e) => drop(reasons.insert(u8::from(e.reason))),
+                _ => {}
+            }
+        }
+        for row in fold(&model.events()).jobs.values() {
+            let had_window = row.result.is_some_and(|result| result.window.is_some());
+            ends.insert((row.state.name(), (row.opened.is_some(), had_window, row.dispute.is_some())));
+        }
+    }
+    assert_eq!(kinds.len(), 32, "{kinds:?}");
+    assert!(reasons.contains(&u8::from(SkipReason::Covered)), "{reasons:?}");
+    // Opened or not, with a window or not, disputed or not.
+    for end in [
+        ("none", (false, false, false)),
+        ("open", (true, false, false)),
+        ("submitted", (true, true, false)),
+        ("submitted", (false, true, false)),
+        ("disputed", (true, true, true)),
+        ("disputed", (false, true, true)),
+        ("paid", (true, false, false)),
+        ("paid", (false, false, false)),
+        ("paid", (true, true, true)),
+        ("paid", (false, true, true)),
+        ("resolved", (true, true, true)),
+        ("resolved", (false, true, true)),
+        ("refunded", (true, false, false)),
+        ("refunded", (false, true, false)),
+    ] {
+        assert!(ends.contains(&end), "{end:?} is not among {ends:?}");
+    }
+}
+
+#[test]
+fn a_lock_whose_job_a_voucher_paid_for_goes_back_into_the_reservation_even_from_a_dispute() {
+    use model::Action;
+    let start = [Action::Deposit(2, 1, 9000), Action::Register(0, 0), Action::Stake(0, 5000)];
+    let course = [Action::Submit(2, 0, 700, true), Action::Dispute(2), Action::Redeem(0, 1, vec![(2, 100, 5, None)])];
+    for end in [Action::Resolve(2, 0, 10_000), Action::Accept(2)] {
+        let actions: Vec<_> = start.iter().chain(&course).chain([&end]).cloned().collect();
+        let model = Model::after(&actions);
+        let rows = fold(&model.events());
+        assert_rows_are_what_the_contracts_return(&rows, &model);
+        let row = &rows.jobs[&Model::job_id(&model::order(2))];
+        assert_eq!((row.state, row.dispute.is_some(), row.opened.is_some()), (EscrowState::Refunded, true, false));
+        let channel = rows.channels[&(requester(2), node(0), token(1))];
+        assert_eq!((channel.claimed, channel.reserved), (Amount::from(100), Amount::from(700)));
+        assert_eq!(rows.nodes[&node(0)].record, BondRecord { bonds: 0, paid: 1, disputed: 1, lost: 0 });
+    }
+}
+
 /// A `JobOpened` whose spec is of these bytes. Built with `bytes` in place of `string`, whose encoding is the same.
 fn log_with_spec(texts: [&[u8]; 3]) -> RawLog {
     use alloy::sol_types::SolValue;
@@ -399,7 +271,7 @@ fn log_with_spec(texts: [&[u8]; 3]) -> RawLog {
     let type_hash = alloy::primitives::keccak256("JobSpec(string inputCID,string operation,string params)");
     let [a, b, c] = texts.map(alloy::primitives::keccak256);
     order.specHash = alloy::primitives::keccak256([type_hash.0, a.0, b.0, c.0].concat());
-    let topics = opened(&order, JobSpec::default(), U256::ZERO).encode_log_data().topics().to_vec();
+    let topics = model::opened(&order, JobSpec::default(), U256::ZERO).encode_log_data().topics().to_vec();
     let [a, b, c] = texts.map(Bytes::copy_from_slice);
     let data = (
         (order.token, order.maxPrice, order.assigner, order.deadline, order.challengeWindow),

@@ -163,7 +163,8 @@ pub(crate) fn launch(service: Service, at: &Endpoints, options: &MarketOptions) 
             .arg("serve")
             .env("BIND", at.api_url.trim_start_matches("http://"))
             .env("BLOB_STORE", format!("file://{}", dir.join("blobs").display()))
-            .env("ASSIGNER_KEY", keys.assigner.secret()),
+            .env("ASSIGNER_KEY", keys.assigner.secret())
+            .env("SETTLER_ADDRESS", keys.settler.address().to_string()),
         Service::Settler => stores(launch)
             .arg("settle")
             .env("METRICS_BIND", &at.settler_metrics)

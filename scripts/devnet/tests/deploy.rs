@@ -43,7 +43,7 @@ impl Said {
     }
 
     #[track_caller]
-    fn is_refused(self, reason: &str) {
+    fn refuses(self, reason: &str) {
         assert!(!self.is_success, "{}", self.output);
         assert!(self.output.contains(reason), "no {reason:?} in {}", self.output);
     }
@@ -125,7 +125,7 @@ async fn is_deployed_once_and_handed_over(name: &'static str) {
     assert!(again.contains("deployed already") && again.contains("has not accepted the escrow yet"), "{again}");
     assert_eq!((fs::read(bench.manifest_path()).unwrap(), bench.sent(PAYER).await), (file, sent), "nothing changed");
 
-    bench.deploy(&["--accept", "--broadcast"], &[key(PAYER)]).await.is_refused("only");
+    bench.deploy(&["--accept", "--broadcast"], &[key(PAYER)]).await.refuses("only");
     let how = bench.deploy(&["--accept"], &[]).await.succeeds();
     assert!(how.contains("0x79ba5097") && how.contains(&manifest.escrow.to_string()), "{how}");
     bench.deploy(&["--accept", "--broadcast"], &[key(OWNER)]).await.succeeds();
@@ -168,7 +168,7 @@ async fn a_private_chain_needs_nothing_but_its_name() {
 
     // A chain that was started afresh.
     let fresh = Bench { dir: bench.dir, ..Bench::start("local", &[]).await };
-    fresh.deploy(&["--check"], &[]).await.is_refused("there is no manifest");
+    fresh.deploy(&["--check"], &[]).await.refuses("there is no manifest");
     fresh.deploy(&["--broadcast"], &[]).await.succeeds();
     assert_eq!(fresh.manifest().escrow, manifest.escrow, "code and parameters decide the addresses");
 }
@@ -178,40 +178,40 @@ async fn what_cannot_go_well_is_refused_before_anything_is_sent() {
     let bench = Bench::start("sepolia", &[]).await;
     let other = Bench { name: "ethereum", ..Bench::start("polygon", &[]).await };
     let all = [owner(), key(PAYER)];
-    other.deploy(&["--broadcast"], &all).await.is_refused("the RPC serves chain 137, not 1");
-    other.deploy(&["--check"], &[]).await.is_refused("the RPC serves chain 137, not 1");
-    bench.deploy(&["--broadcast"], &[key(PAYER)]).await.is_refused("OWNER");
-    bench.deploy(&[], &[("OWNER", Address::ZERO.to_string())]).await.is_refused("OWNER");
-    bench.deploy(&["--broadcast"], &[owner()]).await.is_refused("who pays?");
-    bench.deploy(&["--broadcast", "--", "--ledger"], &[owner()]).await.is_refused("--sender");
-    bench.deploy(&["--sender", &OWNER.address().to_string()], &all).await.is_refused("DEPLOYER_KEY is that of");
-    bench.deploy(&["--check"], &[]).await.is_refused("there is no manifest");
-    bench.deploy(&["--accept"], &[]).await.is_refused("there is no manifest");
-    bench.deploy(&[], &[owner(), ("RPC_URL", "http://127.0.0.1:1".to_owned())]).await.is_refused("does not answer");
+    other.deploy(&["--broadcast"], &all).await.refuses("the RPC serves chain 137, not 1");
+    other.deploy(&["--check"], &[]).await.refuses("the RPC serves chain 137, not 1");
+    bench.deploy(&["--broadcast"], &[key(PAYER)]).await.refuses("OWNER");
+    bench.deploy(&[], &[("OWNER", Address::ZERO.to_string())]).await.refuses("OWNER");
+    bench.deploy(&["--broadcast"], &[owner()]).await.refuses("who pays?");
+    bench.deploy(&["--broadcast", "--", "--ledger"], &[owner()]).await.refuses("--sender");
+    bench.deploy(&["--sender", &OWNER.address().to_string()], &all).await.refuses("DEPLOYER_KEY is that of");
+    bench.deploy(&["--check"], &[]).await.refuses("there is no manifest");
+    bench.deploy(&["--accept"], &[]).await.refuses("there is no manifest");
+    bench.deploy(&[], &[owner(), ("RPC_URL", "http://127.0.0.1:1".to_owned())]).await.refuses("does not answer");
 
     bench.provider.anvil_set_balance(PAYER.address(), U256::from(1)).await.unwrap();
-    bench.deploy(&["--broadcast"], &all).await.is_refused("are needed");
+    bench.deploy(&["--broadcast"], &all).await.refuses("are needed");
     let sender = PAYER.address().to_string();
-    bench.deploy(&["--sender", &sender], &[owner()]).await.is_refused("are needed");
+    bench.deploy(&["--sender", &sender], &[owner()]).await.refuses("are needed");
     bench.provider.anvil_set_balance(PAYER.address(), U256::from(10_u128.pow(20))).await.unwrap();
 
     let wrong = bench.dir.path().join("parameters.json");
     let text = fs::read_to_string(ChainParams::file()).unwrap();
     fs::write(&wrong, text.replace("\"bond\": \"1000000000000000\"", "\"bond\": \"-1\"")).unwrap();
-    bench.deploy(&["--parameters", wrong.to_str().unwrap()], &all).await.is_refused("sepolia.bond");
+    bench.deploy(&["--parameters", wrong.to_str().unwrap()], &all).await.refuses("sepolia.bond");
     fs::write(&wrong, text.replace("\"evmVersion\": \"cancun\"", "\"evmVersion\": \"paris\"")).unwrap();
-    bench.deploy(&["--parameters", wrong.to_str().unwrap()], &all).await.is_refused("compiled for cancun");
+    bench.deploy(&["--parameters", wrong.to_str().unwrap()], &all).await.refuses("compiled for cancun");
     let tight = "\"chainId\": 11155111, \"maxTransactionGas\": 1000000";
     fs::write(&wrong, text.replace("\"chainId\": 11155111", tight)).unwrap();
-    bench.deploy(&["--parameters", wrong.to_str().unwrap()], &all).await.is_refused("more than a transaction may ask");
+    bench.deploy(&["--parameters", wrong.to_str().unwrap()], &all).await.refuses("more than a transaction may ask");
 
     let held = Bench::start("sepolia", &["--no-mining"]).await;
     let waiting = TransactionRequest::default().with_from(PAYER.address()).with_to(OWNER.address());
     let _pending = held.provider.send_transaction(waiting).await.unwrap();
-    held.deploy(&["--broadcast"], &all).await.is_refused("not mined yet");
+    held.deploy(&["--broadcast"], &all).await.refuses("not mined yet");
 
     bench.provider.anvil_set_code(DETERMINISTIC_DEPLOYER, Bytes::new()).await.unwrap();
-    bench.deploy(&["--broadcast"], &all).await.is_refused("deterministic deployer");
+    bench.deploy(&["--broadcast"], &all).await.refuses("deterministic deployer");
     assert_eq!((bench.sent(PAYER).await, other.sent(PAYER).await), (0, 0));
     assert!(!bench.manifest_path().exists());
 }
@@ -236,7 +236,7 @@ async fn a_run_that_was_interrupted_is_taken_up_where_it_ended() {
 
     // A manifest of contracts that its chain lost is not written over.
     bench.provider.anvil_set_code(manifest.deployment, Bytes::new()).await.unwrap();
-    bench.deploy(&["--broadcast"], &[owner(), key(PAYER)]).await.is_refused("move that file away");
+    bench.deploy(&["--broadcast"], &[owner(), key(PAYER)]).await.refuses("move that file away");
     assert_eq!(bench.manifest(), manifest);
 }
 
@@ -311,7 +311,7 @@ async fn a_manifest_that_was_tampered_with_is_found_out() {
 
     let tampered = serde_json::to_string(&changed(&manifest, "/registryParams/bond", json!("1"))).unwrap();
     fs::write(&path, tampered).unwrap();
-    bench.deploy(&["--check"], &[]).await.is_refused("registry.bond()");
+    bench.deploy(&["--check"], &[]).await.refuses("registry.bond()");
 }
 
 #[tokio::test]
@@ -328,12 +328,12 @@ async fn what_changed_on_the_chain_is_found_out() {
     bench.provider.anvil_set_code(manifest.escrow, other.into()).await.unwrap();
     let found = bench.deploy(&["--check", "--recompile"], &[]).await;
     assert!(found.output.contains("makes of JobEscrow"), "{}", found.output);
-    found.is_refused("the hash of the code at");
+    found.refuses("the hash of the code at");
     bench.provider.anvil_set_code(manifest.escrow, code).await.unwrap();
 
     // transferOwnership(OWNER), by the owner.
     let input = [&[0xf2, 0xfd, 0xe3, 0x8b][..], OWNER.address().into_word().as_slice()].concat();
     let give = TransactionRequest::default().with_from(PAYER.address()).with_to(manifest.registry).with_input(input);
     bench.provider.send_transaction(give).await.unwrap().get_receipt().await.unwrap();
-    bench.deploy(&["--check"], &[]).await.is_refused("registry.pendingOwner()");
+    bench.deploy(&["--check"], &[]).await.refuses("registry.pendingOwner()");
 }

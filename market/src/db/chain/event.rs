@@ -1,7 +1,5 @@
 //! `chain_event`.
 
-use std::collections::BTreeSet;
-
 use alloy::primitives::{Address, B256, Bytes};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
@@ -91,19 +89,23 @@ async fn insert_redemptions(db: &mut PgConnection, events: &[ChainEvent]) -> Res
         return Ok(());
     }
     let log_indexes = rows.iter().map(|row| to_db(row.0.log_index)).collect::<Result<Vec<_>, _>>()?;
+    let block_numbers = rows.iter().map(|row| to_db(row.0.block_number)).collect::<Result<Vec<_>, _>>()?;
     sqlx::query!(
-        "insert into chain_redemption (block_hash, log_index, position, requester, node, token, claimed, covered_nonce)
-         select * from unnest($1::bytea[], $2::bigint[], $3::integer[], $4::bytea[], $5::bytea[], $6::bytea[],
-                              $7::numeric[], $8::numeric[])
+        "insert into chain_redemption (block_hash, log_index, position, block_number, requester, node, token, claimed,
+                                       covered_nonce, drawn)
+         select * from unnest($1::bytea[], $2::bigint[], $3::integer[], $4::bigint[], $5::bytea[], $6::bytea[],
+                              $7::bytea[], $8::numeric[], $9::numeric[], $10::boolean[])
          on conflict do nothing",
         &rows.iter().map(|row| DbHash(row.0.block_hash)).collect::<Vec<_>>() as _,
         &log_indexes,
         &rows.iter().map(|row| row.1).collect::<Vec<_>>(),
+        &block_numbers,
         &rows.iter().map(|row| DbAddress(row.3.requester)).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| DbAddress(row.2.node)).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| DbAddress(row.2.token)).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| DbAmount::from(row.3.claimed)).collect::<Vec<_>>() as _,
         &rows.iter().map(|row| DbAmount::from(u128::from(row.3.covered_nonce))).collect::<Vec<_>>() as _,
+        &rows.iter().map(|row| row.3.has_drawn()).collect::<Vec<_>>(),
     )
     .execute(db)
     .await?;
@@ -126,68 +128,20 @@ pub(super) async fn orphan_above(db: &mut PgConnection, number: u64) -> Result<V
     rows.into_iter().map(LogRow::read).collect()
 }
 
-/// The canonical events that changed the rows of `keys`, and perhaps others, in the chain's order.
-pub(super) async fn canonical_of(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<Vec<RawLog>, sqlx::Error> {
-    let by_key = ByKey::of(keys);
-    let rows = sqlx::query_as!(
-        LogRow,
-        r#"with touching as (
-               select e.block_hash, e.log_index from chain_event e
-               where e.canonical and e.job_id = any($1::bytea[])
-               union
-               select e.block_hash, e.log_index from unnest($2::bytea[], $3::bytea[]) as k (owner, token)
-               join chain_event e on e.canonical and e.account = k.owner and e.token = k.token
-               union
-               select e.block_hash, e.log_index from unnest($2::bytea[], $3::bytea[]) as k (owner, token)
-               join chain_redemption r on r.requester = k.owner and r.token = k.token
-               join chain_event e on e.canonical and e.block_hash = r.block_hash and e.log_index = r.log_index
-               union
-               select e.block_hash, e.log_index from unnest($4::bytea[], $5::bytea[]) as k (node, token)
-               join chain_event e on e.canonical and e.node = k.node and e.token = k.token
-               union
-               select e.block_hash, e.log_index from unnest($6::bytea[]) as k (node)
-               join chain_event e on e.canonical and e.node = k.node and e.token is null
-               union
-               select e.block_hash, e.log_index from chain_event e
-               where e.canonical and e.account is null and e.node is null and e.token = any($7::bytea[])
-               union
-               select e.block_hash, e.log_index from chain_event e
-               where $8 and e.canonical and e.account is null and e.node is null and e.token is null
-           )
-           select e.block_hash as "block_hash: DbHash", e.log_index, e.block_number, b.mined_at,
-                  e.tx_hash as "tx_hash: DbHash", e.contract as "contract: DbAddress", e.topics, e.data
-           from touching t
-           join chain_event e on e.block_hash = t.block_hash and e.log_index = t.log_index
-           join chain_block b on b.hash = e.block_hash
-           order by e.block_number, e.log_index"#,
-        &by_key.jobs as _,
-        &by_key.owners as _,
-        &by_key.owners_tokens as _,
-        &by_key.earners as _,
-        &by_key.earners_tokens as _,
-        &by_key.nodes as _,
-        &by_key.fee_tokens as _,
-        by_key.parameters
-    )
-    .fetch_all(db)
-    .await?;
-    rows.into_iter().map(LogRow::read).collect()
-}
-
 /// A [`RawLog`] in its columns.
-struct LogRow {
-    block_hash: DbHash,
-    log_index: i64,
-    block_number: i64,
-    mined_at: DateTime<Utc>,
-    tx_hash: DbHash,
-    contract: DbAddress,
-    topics: Vec<u8>,
-    data: Vec<u8>,
+pub(super) struct LogRow {
+    pub(super) block_hash: DbHash,
+    pub(super) log_index: i64,
+    pub(super) block_number: i64,
+    pub(super) mined_at: DateTime<Utc>,
+    pub(super) tx_hash: DbHash,
+    pub(super) contract: DbAddress,
+    pub(super) topics: Vec<u8>,
+    pub(super) data: Vec<u8>,
 }
 
 impl LogRow {
-    fn read(self) -> Result<RawLog, sqlx::Error> {
+    pub(super) fn read(self) -> Result<RawLog, sqlx::Error> {
         Ok(RawLog {
             block_number: from_db(self.block_number)?,
             block_hash: self.block_hash.0,
@@ -198,43 +152,5 @@ impl LogRow {
             topics: self.topics.chunks_exact(32).map(B256::from_slice).collect(),
             data: Bytes::from(self.data),
         })
-    }
-}
-
-/// Keys as arrays for `unnest`.
-#[derive(Default)]
-struct ByKey {
-    jobs: Vec<DbHash>,
-    owners: Vec<DbAddress>,
-    owners_tokens: Vec<DbAddress>,
-    earners: Vec<DbAddress>,
-    earners_tokens: Vec<DbAddress>,
-    nodes: Vec<DbAddress>,
-    fee_tokens: Vec<DbAddress>,
-    parameters: bool,
-}
-
-impl ByKey {
-    fn of(keys: &BTreeSet<Key>) -> Self {
-        let mut by_key = Self::default();
-        for key in keys {
-            match *key {
-                Key::Job(job_id) => by_key.jobs.push(DbHash(job_id)),
-                Key::Account { owner, token }
-                | Key::Channel { requester: owner, token, .. }
-                | Key::Session { requester: owner, token, .. } => {
-                    by_key.owners.push(DbAddress(owner));
-                    by_key.owners_tokens.push(DbAddress(token));
-                }
-                Key::Earned { node, token } => {
-                    by_key.earners.push(DbAddress(node));
-                    by_key.earners_tokens.push(DbAddress(token));
-                }
-                Key::Node(node) | Key::Settler { node, .. } => by_key.nodes.push(DbAddress(node)),
-                Key::Fee(token) => by_key.fee_tokens.push(DbAddress(token)),
-                Key::Parameters => by_key.parameters = true,
-            }
-        }
-        by_key
     }
 }

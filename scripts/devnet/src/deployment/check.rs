@@ -126,7 +126,8 @@ impl Check {
         manifest: &Manifest,
         chain: &ChainParams,
     ) -> anyhow::Result<()> {
-        let all: [(_, _, _, fn(DeployParams) -> u128); 6] = [
+        type Term = fn(DeployParams) -> u128;
+        let all: [(&str, &Contract, &str, Term); 6] = [
             ("registry", registry, "minStake", |terms| terms.min_stake_wei),
             ("registry", registry, "bond", |terms| terms.bond_wei),
             ("registry", registry, "unbondingPeriod", |terms| terms.unbonding_period_secs.into()),

@@ -11,8 +11,9 @@ use alloy::providers::{DynProvider, Provider};
 use alloy::rpc::types::{Filter, Log};
 use alloy::transports::{TransportError, TransportResult};
 use futures::{StreamExt, TryStreamExt, stream};
-use market::db::chain::{Block, BlockId};
-use market::fold::{ChainEvent, Contracts, DecodeError, RawLog, time_of};
+
+use crate::db::chain::{Block, BlockId};
+use crate::fold::{ChainEvent, Contracts, DecodeError, RawLog, time_of};
 
 /// An endpoint that takes longer for one answer counts as failing.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,6 +77,12 @@ impl Source {
         Self { provider, contracts }
     }
 
+    /// The endpoint.
+    #[must_use]
+    pub fn provider(&self) -> &DynProvider {
+        &self.provider
+    }
+
     /// The contracts.
     #[must_use]
     pub fn contracts(&self) -> &Contracts {
@@ -86,6 +93,12 @@ impl Source {
     pub async fn head(&self) -> Result<Block, SourceError> {
         let head = self.header(BlockNumberOrTag::Latest).await?;
         head.ok_or_else(|| SourceError::Inconsistent("there is no latest block".to_owned()))
+    }
+
+    /// The latest block that the chain will never take back.
+    pub async fn finalized(&self) -> Result<Block, SourceError> {
+        let block = self.header(BlockNumberOrTag::Finalized).await?;
+        block.ok_or_else(|| SourceError::Inconsistent("there is no finalized block".to_owned()))
     }
 
     /// The block with this number, if the chain is that long.
@@ -147,6 +160,23 @@ impl Source {
         Ok(Stretch { blocks: blocks.into_values().collect(), events })
     }
 
+    /// As [`Self::range`], from block `from` on and up to `to`, or less far where the endpoint refuses as much at once.
+    pub async fn next_range(&self, from: u64, to: u64, size: &mut RangeSize) -> Result<Stretch, SourceError> {
+        loop {
+            let to = to.min(from.saturating_add(size.now - 1));
+            match self.range(from..=to).await {
+                Ok(stretch) => {
+                    size.grow();
+                    return Ok(stretch);
+                }
+                Err(error) if error.is_refusal() && size.shrink() => {
+                    tracing::debug!(%error, range = size.now, "asking for fewer blocks at once");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// The events of one block.
     pub async fn events_of(&self, block: &Block) -> Result<Vec<ChainEvent>, SourceError> {
         let filter = self.filter().at_block_hash(block.id.hash);
@@ -199,8 +229,34 @@ impl Source {
     }
 }
 
-/// Asks up to [`ATTEMPTS`] times. What the endpoint itself refuses is not asked again.
-async fn ask<T, A>(what: &'static str, request: impl Fn() -> A) -> Result<T, SourceError>
+/// How many blocks one query of logs spans: half as many when the endpoint refuses, slowly more when it does not.
+#[derive(Debug, Clone, Copy)]
+pub struct RangeSize {
+    now: u64,
+    max: u64,
+}
+
+impl RangeSize {
+    /// As long as `max` blocks, which must not be zero.
+    #[must_use]
+    pub fn up_to(max: u64) -> Self {
+        Self { now: max, max }
+    }
+
+    /// False if it cannot be less.
+    fn shrink(&mut self) -> bool {
+        let before = self.now;
+        self.now = (self.now / 2).max(1);
+        self.now < before
+    }
+
+    fn grow(&mut self) {
+        self.now = self.now.saturating_add(self.now / 8 + 1).min(self.max);
+    }
+}
+
+/// Asks up to three times. What the endpoint itself refuses is not asked again.
+pub async fn ask<T, A>(what: &'static str, request: impl Fn() -> A) -> Result<T, SourceError>
 where
     A: Future<Output = TransportResult<T>>,
 {

@@ -1,0 +1,45 @@
+//! Signatures of contract wallets (ERC-1271), asked of the chain as the contracts ask.
+
+use alloy::network::TransactionBuilder;
+use alloy::primitives::{Address, B256, Bytes};
+use alloy::providers::Provider;
+use alloy::rpc::types::TransactionRequest;
+use alloy::sol_types::SolCall;
+use alloy::transports::TransportError;
+use market::abi::IERC1271;
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+};
+
+/// Gas that the escrow gives a wallet for one signature.
+const WALLET_GAS: u64 = 100_000;
+/// Gas that a node takes off a call before it begins: that of a transaction, and at most so much a byte of its data.
+const CALL_GAS: u64 = 21_000;
+const BYTE_GAS: u64 = 40;
+
+/// Whether `wallet` is a contract that takes `signature` over `digest` for its own, at this moment and within the gas that
+/// the escrow gives it. False for accounts without code.
+pub async fn accepts(app: &App, wallet: Address, digest: B256, signature: &[u8]) -> ApiResult<bool> {
+    let provider = &app.parts.provider;
+    if provider.get_code_at(wallet).await.map_err(ApiError::unavailable)?.is_empty() {
+        return Ok(false);
+    }
+    let call = IERC1271::isValidSignatureCall { hash: digest, signature: Bytes::copy_from_slice(signature) };
+    let data = call.abi_encode();
+    let data_gas = u64::try_from(data.len()).unwrap_or(u64::MAX).saturating_mul(BYTE_GAS);
+    let request = TransactionRequest::default()
+        .with_to(wallet)
+        .with_input(data)
+        .with_gas_limit((WALLET_GAS + CALL_GAS).saturating_add(data_gas));
+    match provider.call(request).await {
+        Ok(answer) => {
+            let magic = IERC1271::isValidSignatureCall::SELECTOR;
+            Ok(answer.get(..4) == Some(&magic) && answer.get(4..32) == Some(&[0; 28]))
+        }
+        // It reverted, or ran dry.
+        Err(TransportError::ErrorResp(_)) => Ok(false),
+        Err(error) => Err(ApiError::unavailable(error)),
+    }
+}
