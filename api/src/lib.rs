@@ -1,6 +1,7 @@
 //! The HTTP API (`serve`) and the settler (`settle`) of Littoral: two processes of one program.
 
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod background;
 pub mod blobs;

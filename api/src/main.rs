@@ -1,7 +1,10 @@
-//! `littoral-api serve` and `littoral-api settle`.
+//! `littoral-api serve`, `littoral-api settle` and `littoral-api audit`.
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use littoral_api::{
+    audit::{self, AuditArgs},
     serve::{self, ServeArgs},
     settle::{self, SettleArgs},
 };
@@ -20,12 +23,17 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Send payments to the chain. One instance leads, others stand by
     Settle(Box<SettleArgs>),
+    /// Recompute every balance from the chain and print what differs. Exits with 0 if nothing does, 1 if something does, and 2
+    /// if that cannot be told
+    Audit(Box<AuditArgs>),
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Serve(args) => serve::run(*args).await,
-        Command::Settle(args) => settle::run(*args).await,
+        Command::Serve(args) => serve::run(*args).await?,
+        Command::Settle(args) => settle::run(*args).await?,
+        Command::Audit(args) => return Ok(audit::command(*args).await),
     }
+    Ok(ExitCode::SUCCESS)
 }

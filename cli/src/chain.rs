@@ -9,6 +9,7 @@ use alloy::rpc::types::{TransactionReceipt, TransactionRequest};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{Eip712Domain, SolInterface};
 use alloy::transports::TransportError;
+use anyhow::Context as _;
 use market::abi::IJobEscrow::{IJobEscrowErrors, IJobEscrowInstance};
 use market::abi::INodeRegistry::{INodeRegistryErrors, INodeRegistryInstance};
 use market::deployment::Deployment;
@@ -246,6 +247,20 @@ fn explain_escrow(error: &IJobEscrowErrors) -> String {
         E::JobExists(e) => format!("the job {} was opened before", e.jobId),
         E::NotRequester(e) => format!("the order is by {}, not by {}", e.requester, e.caller),
         E::ZeroAmount(_) => "the amount is zero".into(),
+        E::NotSettler(e) => {
+            format!("{} may not redeem the vouchers of {}; see `littoral node settler`", e.caller, e.node)
+        }
+        E::SessionInForce(e) => format!(
+            "the key may spend {} until {}, which can be extended but not cut; revoke it first",
+            e.left,
+            time(e.expiry)
+        ),
+        E::NotCancellable(e) => format!("the job {} is settled, refunded or cancelled already", e.jobId),
+        E::WrongState(e) => format!("the job is in state {:?}", e.state),
+        E::TooLate(e) => format!("the time for it ended at {}", time(e.end)),
+        E::NoArbiter(_) => "the order names no arbiter".into(),
+        E::NotArbiter(e) => format!("the order's arbiter is {}, not {}", e.arbiter, e.caller),
+        E::Paused(_) => "deposits and new jobs are paused".into(),
         other => format!("{other:?}"),
     }
 }
@@ -272,6 +287,12 @@ pub fn time(unix_secs: u64) -> String {
         .ok()
         .and_then(|secs| chrono::DateTime::from_timestamp(secs, 0))
         .map_or_else(|| unix_secs.to_string(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true))
+}
+
+/// Unix seconds: the later of this machine's clock and the latest block's, since both judge a deadline.
+pub async fn now_on_both(chain: &Chain) -> anyhow::Result<u64> {
+    let here = u64::try_from(market::clock::now().timestamp()).context("this machine's clock is before 1970")?;
+    Ok(here.max(chain.block_time().await?))
 }
 
 /// The native coin's place in the contracts.

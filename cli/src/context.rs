@@ -88,7 +88,8 @@ impl Context {
         Ok(Deployment::read(&path)?)
     }
 
-    fn rpc_url(&self) -> anyhow::Result<&Url> {
+    /// The chain's endpoint.
+    pub fn rpc_url(&self) -> anyhow::Result<&Url> {
         let missing = || Failure::Usage("this reads the chain: give --rpc-url or RPC_URL".into());
         Ok(self.global.rpc_url.as_ref().ok_or_else(missing)?)
     }
@@ -113,6 +114,13 @@ impl Context {
     /// The API, signed in as the acting account, after checking that it serves the same contracts on the same chain.
     pub async fn market(&self, deployment: &Deployment) -> anyhow::Result<(Api, ChainInfo)> {
         let api = self.api()?.signed_in(self.signer()?, deployment.chain_id);
+        let info = self.chain_info(deployment).await?;
+        Ok((api, info))
+    }
+
+    /// What the API says of its chain, after checking that it is this one.
+    pub async fn chain_info(&self, deployment: &Deployment) -> anyhow::Result<ChainInfo> {
+        let api = self.api()?;
         let info: ChainInfo = api.get("lit-compute/chain").await?;
         let ours = (deployment.chain_id, deployment.escrow, deployment.registry);
         if (info.chain_id, info.escrow, info.registry) != ours {
@@ -128,7 +136,7 @@ impl Context {
             ))
             .into());
         }
-        Ok((api, info))
+        Ok(info)
     }
 }
 

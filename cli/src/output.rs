@@ -72,6 +72,16 @@ impl Out {
         bar
     }
 
+    /// A bar for `total` things; invisible where nobody watches.
+    #[must_use]
+    pub fn count(self, what: &'static str, total: u64) -> ProgressBar {
+        let bar = self.bar(what, total);
+        if let Ok(style) = ProgressStyle::with_template("{msg:12} {bar:32} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        bar
+    }
+
     /// A spinner for a wait of unknown length; invisible where nobody watches.
     #[must_use]
     pub fn spinner(self, what: String) -> ProgressBar {

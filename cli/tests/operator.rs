@@ -5,7 +5,7 @@
 mod support;
 
 use alloy::primitives::{Address, U256};
-use devnet::DEV_KEYS;
+use devnet::{DEV_KEYS, DeployParams};
 use serde_json::json;
 use support::{Bench, Run, mode};
 
@@ -52,7 +52,7 @@ async fn stake_comes_out_after_unbonding_and_goes_to_the_payout_address() {
     assert_eq!((&said["command"], &said["unbonding"]), (&json!("startUnbond"), &json!("300")));
     let early = bench.run(node, &["node", "unbond", "--finish"]).error(1);
     assert!(early["error"].as_str().unwrap().contains("unbonds until"), "{early}");
-    bench.pass(61).await;
+    bench.pass(DeployParams::default().unbonding_period_secs + 1).await;
     let said = bench.run(node, &["node", "unbond", "--finish"]).result();
     assert_eq!((&said["amount"], &said["to"], &said["unbonding"]), (&json!("300"), &json!(payout_text), &json!("0")));
     assert_eq!(bench.chain.holdings(payout, Address::ZERO).await.unwrap().wallet, U256::from(300));

@@ -6,10 +6,33 @@ mod support;
 
 use support::{Run, littoral, mode};
 
-const COMMANDS: [&str; 12] = [
-    "deposit", "thaw", "withdraw", "balance", "submit", "open", "watch", "fetch", "refund", "status", "jobs", "keygen",
+const COMMANDS: [&str; 23] = [
+    "deposit",
+    "thaw",
+    "withdraw",
+    "balance",
+    "account",
+    "reserve",
+    "thaw-reservation",
+    "release",
+    "submit",
+    "open",
+    "watch",
+    "fetch",
+    "cancel",
+    "refund",
+    "accept",
+    "dispute",
+    "resolve",
+    "voucher",
+    "session",
+    "status",
+    "jobs",
+    "keygen",
+    "node",
 ];
-const NODE_COMMANDS: [&str; 7] = ["register", "update", "stake", "unbond", "run", "withdraw", "status"];
+const NODE_COMMANDS: [&str; 9] =
+    ["register", "update", "stake", "unbond", "run", "settle", "withdraw", "settler", "status"];
 
 #[test]
 fn every_command_explains_itself() {

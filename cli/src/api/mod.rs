@@ -2,8 +2,10 @@
 
 pub mod blobs;
 mod types;
+mod vouchers;
 
 pub use types::*;
+pub use vouchers::*;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -95,6 +97,15 @@ impl ApiError {
         }
     }
 
+    /// What a refusal says.
+    #[must_use]
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Refused { problem, .. } => Some(problem),
+            _ => None,
+        }
+    }
+
     /// The status of a refusal.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
@@ -152,6 +163,17 @@ impl Api {
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let request = self.request(Method::GET, path)?.timeout(ANSWER_WITHIN);
         let answer = self.send(Method::GET, path, request).await?;
+        self.read(Method::GET, path, answer).await
+    }
+
+    /// `GET path` with a session, retried once with a new session if this one has ended.
+    pub async fn get_signed_in<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let answer = self
+            .with_session(|token| async move {
+                let request = self.request(Method::GET, path)?.bearer_auth(token).timeout(ANSWER_WITHIN);
+                self.send(Method::GET, path, request).await
+            })
+            .await?;
         self.read(Method::GET, path, answer).await
     }
 

@@ -18,6 +18,9 @@ pub struct Problem {
     pub code: Option<String>,
     /// Dotted path of the part of the request that is wrong.
     pub field: Option<String>,
+    /// What else it says, such as the figures of `insufficient_deposit`.
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Problem {
@@ -29,6 +32,12 @@ impl Problem {
             Some(field) => format!("{field}: {text}"),
             None => text.to_owned(),
         }
+    }
+
+    /// An amount among what else it says.
+    #[must_use]
+    pub fn figure(&self, name: &str) -> Option<Amount> {
+        serde_json::from_value(self.more.get(name)?.clone()).ok()
     }
 
     pub(super) fn code_suffix(&self) -> String {
@@ -67,6 +76,9 @@ pub struct ChainInfo {
     /// Whose key binds open orders to nodes.
     #[serde(serialize_with = "checksummed")]
     pub assigner: Address,
+    /// Who redeems vouchers for nodes that allow it.
+    #[serde(default)]
+    pub settler: Option<Address>,
     /// How far the indexer has read.
     pub indexed: Option<Indexed>,
 }
@@ -96,6 +108,9 @@ pub struct SubmitRequest {
     /// Place in the queue; 100 is plain first come, first served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u16>,
+    /// Over the order, if it is paid from the deposit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Bytes>,
 }
 
 /// Answer to `POST jobs/submit`.
@@ -106,6 +121,46 @@ pub struct Submitted {
     pub job_id: B256,
     /// Where it stands.
     pub status: JobStatus,
+}
+
+/// Body of `POST jobs/submit/bulk`.
+#[derive(Debug, Clone, Serialize)]
+pub struct BulkRequest {
+    /// At most a thousand.
+    pub jobs: Vec<SubmitRequest>,
+}
+
+/// Answer to `POST jobs/submit/bulk`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BulkSubmitted {
+    /// One for each order.
+    pub jobs: Vec<BulkItem>,
+}
+
+/// What became of one order of many.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BulkItem {
+    /// Which, from 0.
+    pub index: usize,
+    /// Where it stands, if it was taken.
+    pub status: Option<JobStatus>,
+    /// Why it was not.
+    pub problem: Option<Problem>,
+}
+
+impl BulkSubmitted {
+    /// One for each of `count` orders, in their order; nothing for one that the answer does not name.
+    #[must_use]
+    pub fn in_order(self, count: usize) -> Vec<Option<BulkItem>> {
+        let mut items: Vec<Option<BulkItem>> = vec![None; count];
+        for item in self.jobs {
+            if let Some(place) = items.get_mut(item.index) {
+                *place = Some(item);
+            }
+        }
+        items
+    }
 }
 
 /// A job.
@@ -120,6 +175,9 @@ pub struct Job {
     pub order: OrderJson,
     /// What the node is to do.
     pub spec: SpecJson,
+    /// The requester's, over the order, if it is paid from the deposit.
+    #[serde(default)]
+    pub signature: Option<Bytes>,
     /// Who holds it or has done it.
     pub node: Option<Address>,
     /// What the node asked.
@@ -252,6 +310,9 @@ pub struct Lease {
     pub order: OrderJson,
     /// What is to be done.
     pub spec: SpecJson,
+    /// The requester's, over the order, if it is paid from the deposit.
+    #[serde(default)]
+    pub signature: Option<Bytes>,
     /// The assigner's word, for an open order.
     pub assignment: Option<Assigned>,
 }

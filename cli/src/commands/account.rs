@@ -1,17 +1,23 @@
 //! `deposit`, `thaw`, `withdraw` and `balance`: the requester's account at the escrow.
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, U256, keccak256};
 use alloy::providers::DynProvider;
+use alloy::signers::SignerSync;
+use alloy::sol_types::SolStruct;
+use anyhow::Context as _;
 use market::Amount;
-use market::abi::IERC20;
+use market::abi::{IERC20, IERC20Permit, Permit};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::{DepositArgs, ThawArgs, TokenArg, WithdrawArgs};
-use crate::chain::{Chain, Mined, NATIVE, Wallet, time, wallet_balance};
+use crate::chain::{Chain, Mined, NATIVE, Wallet, now_on_both, time, wallet_balance};
 use crate::context::{Context, token_address, token_name};
 use crate::error::Failure;
 use crate::output::{fields, table};
+
+/// How long a permit is good for.
+const PERMIT_SECS: u64 = 3600;
 
 /// Pays into the acting account.
 pub async fn deposit(context: &Context, args: &DepositArgs) -> anyhow::Result<()> {
@@ -22,6 +28,9 @@ pub async fn deposit(context: &Context, args: &DepositArgs) -> anyhow::Result<()
     let name = token_name(token, &chain.deployment);
     let has = wallet_balance(chain, wallet.address, token).await?;
     anyhow::ensure!(has >= amount, "your wallet has {has} of {name}, less than the {amount} to deposit");
+    if args.permit {
+        return deposit_with_permit(context, &wallet, token, amount).await;
+    }
     if token != NATIVE {
         approve(context, &wallet, token, amount).await?;
     }
@@ -44,6 +53,35 @@ async fn approve(context: &Context, wallet: &Wallet, token: Address, amount: U25
     let mined = wallet.send("approve", &plan, call).await?;
     let value = transaction("approve", &mined, json!({ "token": checksum(token), "amount": Amount(amount) }));
     context.out.result(&value, || describe("approved", amount, &token_name(token, &chain.deployment), &mined))
+}
+
+/// Deposits an ERC-20 in one transaction, with a permit over exactly `amount` that is good for an hour.
+async fn deposit_with_permit(context: &Context, wallet: &Wallet, token: Address, amount: U256) -> anyhow::Result<()> {
+    let chain = &wallet.chain;
+    if token == NATIVE {
+        return Err(Failure::Usage("--permit goes with an ERC-20, not with the native coin".into()).into());
+    }
+    let name = token_name(token, &chain.deployment);
+    let erc20 = IERC20Permit::new(token, chain.provider.clone());
+    let unknown = || format!("the token {name} knows no permits (ERC-2612): leave --permit out");
+    let permit = Permit {
+        owner: wallet.address,
+        spender: chain.deployment.escrow,
+        value: amount,
+        nonce: erc20.nonces(wallet.address).call().await.with_context(unknown)?,
+        deadline: U256::from(now_on_both(chain).await?.saturating_add(PERMIT_SECS)),
+    };
+    let domain = erc20.DOMAIN_SEPARATOR().call().await.with_context(unknown)?;
+    let digest = keccak256([&[0x19, 0x01][..], domain.as_slice(), permit.eip712_hash_struct().as_slice()].concat());
+    let signature = context.signer()?.sign_hash_sync(&digest)?;
+    let plan = format!("Depositing {amount} of {name} into the escrow {} with a permit", chain.deployment.escrow);
+    let (r, s) = (signature.r().into(), signature.s().into());
+    let call = chain
+        .escrow()
+        .depositWithPermit(token, amount, permit.deadline, 27 + u8::from(signature.v()), r, s)
+        .into_transaction_request();
+    let mined = wallet.send("deposit", &plan, call).await?;
+    report(context, wallet, "deposit", token, amount, &mined).await
 }
 
 /// Begins to take money out.

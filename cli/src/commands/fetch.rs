@@ -1,4 +1,4 @@
-//! `fetch`: a job's result, verified, and decrypted if asked.
+//! `fetch`: a job's result, verified, decrypted if asked, and countersigned.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -15,14 +15,17 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
 
+use super::watch;
 use crate::api::{Api, Job};
 use crate::args::FetchArgs;
 use crate::chain::Chain;
 use crate::context::{Context, verified_job};
+use crate::countersign::mark;
 use crate::error::Failure;
 use crate::keys;
 use crate::ops::{self, Sink, crypt};
 use crate::output::fields;
+use crate::records::{Delivery, Verdict};
 
 /// Downloads to a temporary file beside the target and renames it when it is known to be right.
 pub async fn fetch(context: &Context, args: &FetchArgs) -> anyhow::Result<()> {
@@ -52,18 +55,32 @@ pub async fn fetch(context: &Context, args: &FetchArgs) -> anyhow::Result<()> {
         file = plain;
     }
     deliver(file, target.as_deref(), args.force, identity.is_none())?;
+    note_delivery(context, &job, cid)?;
 
     let shown = target.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string());
     let value = json!({
         "jobId": job.job_id, "outputCID": cid, "file": shown, "size": size, "decrypted": identity.is_some(),
     });
-    if target.is_none() {
-        return Ok(());
+    if target.is_some() {
+        context.out.result(&value, || {
+            let what = if identity.is_some() { "decrypted to" } else { "saved as" };
+            fields(&[("output", cid.to_string()), (what, format!("{shown} ({size} bytes)"))])
+        })?;
     }
-    context.out.result(&value, || {
-        let what = if identity.is_some() { "decrypted to" } else { "saved as" };
-        fields(&[("output", cid.to_string()), (what, format!("{shown} ({size} bytes)"))])
-    })
+    watch::withhold(context, args.job, &args.signing)?;
+    match job.node.filter(|_| target.is_some()) {
+        Some(node) => watch::countersign(context, &args.signing, args.job, node).await,
+        None => Ok(()),
+    }
+}
+
+/// Remembers that the output was seen to be what it is called, if the order is known here.
+fn note_delivery(context: &Context, job: &Job, cid: ContentId) -> anyhow::Result<()> {
+    let (Some(node), Some(price), true) = (job.node, job.price, context.has_signer()) else { return Ok(()) };
+    let Ok(deployment) = context.deployment() else { return Ok(()) };
+    let records = context.records(&deployment, context.signer()?.address())?;
+    let delivery = Delivery { node, price, result_hash: cid.digest() };
+    mark(&records, job.job_id, Verdict::Verified, Some(delivery))
 }
 
 /// The job; where the chain can be read, its order and its result are checked against the chain.

@@ -11,7 +11,8 @@ use market::abi::INodeRegistry::NodeUpdated;
 use serde_json::{Value, json};
 
 use super::account::{checked_amount, checksum, describe, transaction};
-use crate::args::{RegisterArgs, UnbondArgs, UpdateArgs, WithdrawArgs};
+use super::settler::ensure_allowed;
+use crate::args::{RegisterArgs, Settler, UnbondArgs, UpdateArgs, WithdrawArgs};
 use crate::chain::{Chain, Wallet, time};
 use crate::context::{Context, token_address, token_name};
 use crate::error::Failure;
@@ -50,6 +51,7 @@ pub async fn register(context: &Context, args: &RegisterArgs) -> anyhow::Result<
         .value(U256::from(stake))
         .into_transaction_request();
     let mined = wallet.send("register", &plan, call).await?;
+    allow_settler(context, &wallet, args.settler).await;
     let min_stake = U256::from(chain.registry().minStake().call().await?);
     if U256::from(stake) < min_stake {
         context.out.note(&format!("The node gets work once {min_stake} wei are staked: see `littoral node stake`"));
@@ -69,6 +71,20 @@ pub async fn register(context: &Context, args: &RegisterArgs) -> anyhow::Result<
             ("transaction", format!("{} (gas {}, {:.1} s)", mined.tx_hash, mined.gas_used, mined.seconds)),
         ])
     })
+}
+
+/// Lets the settler redeem the node's vouchers. The node is registered whatever comes of it.
+async fn allow_settler(context: &Context, wallet: &Wallet, asked: Settler) {
+    let info = match asked {
+        // An API that is down is not waited for: `node run` asks again.
+        Settler::Api => context.chain_info(&wallet.chain.deployment).await.ok(),
+        _ => None,
+    };
+    match ensure_allowed(wallet, asked, info.as_ref()).await {
+        Ok(Some(settler)) => context.out.note(&format!("{settler} may redeem the node's vouchers")),
+        Ok(None) => {}
+        Err(error) => context.out.note(&format!("No settler may redeem the node's vouchers yet: {error:#}")),
+    }
 }
 
 /// Changes what is given and keeps the rest. The key is the one in the node's directory.

@@ -1,4 +1,4 @@
-//! `refund`: the money of expired jobs goes back to their requesters.
+//! `refund`: the money of expired and cancelled jobs goes back to their requesters.
 
 use alloy::primitives::B256;
 use market::Amount;
@@ -9,20 +9,20 @@ use serde_json::json;
 use super::account::{checksum, transaction};
 use crate::args::RefundArgs;
 use crate::chain::{Chain, Mined, time};
-use crate::context::{Context, token_name, verified_job};
+use crate::context::{Context, token_name};
+use crate::orders::find;
 
 /// Refunds what can be refunded in one transaction; fails if any job could not be.
 pub async fn refund(context: &Context, args: &RefundArgs) -> anyhow::Result<()> {
     let wallet = context.wallet().await?;
     let chain = &wallet.chain;
-    let api = context.api()?;
     let mut refundable: Vec<(B256, Order)> = Vec::new();
     let mut refused = 0;
     for job_id in &args.jobs {
         if refundable.iter().any(|(seen, _)| seen == job_id) {
             continue;
         }
-        let order = verified_job(&api, *job_id, &chain.deployment).await?.order.to_order()?;
+        let order = find(context, chain, *job_id).await?.order;
         match obstacle(chain, *job_id, &order).await? {
             None => refundable.push((*job_id, order)),
             Some(obstacle) => {
@@ -33,7 +33,7 @@ pub async fn refund(context: &Context, args: &RefundArgs) -> anyhow::Result<()> 
     }
     if !refundable.is_empty() {
         let orders: Vec<Order> = refundable.iter().map(|(_, order)| order.clone()).collect();
-        let plan = format!("Refunding {} expired job(s) to their requesters", orders.len());
+        let plan = format!("Refunding {} job(s) to their requesters", orders.len());
         let call = chain.escrow().refundExpired(orders).into_transaction_request();
         let mined = wallet.send("refundExpired", &plan, call).await?;
         for (job_id, order) in &refundable {
@@ -49,18 +49,31 @@ async fn obstacle(chain: &Chain, job_id: B256, order: &Order) -> anyhow::Result<
     let state = chain.escrow().job(job_id).call().await?.state;
     if state != JobState::Open {
         let state = match state {
-            JobState::None => "never opened",
+            JobState::None => {
+                "not open, and nothing is locked for it: to take back a signed order, see `littoral cancel`"
+            }
             JobState::Submitted => "waiting for its challenge window to end",
             JobState::Paid => "paid",
             JobState::Refunded => "refunded already",
+            JobState::Disputed => "in dispute",
+            JobState::Resolved => "resolved by its arbiter",
             _ => "in an unknown state",
         };
         return Ok(Some(format!("it is {state}")));
     }
     // The chain's clock decides; where blocks come only with transactions, the latest one may be old.
     let here = u64::try_from(market::clock::now().timestamp()).unwrap_or(0);
-    let is_due = here.max(chain.block_time().await?) > order.deadline;
-    Ok((!is_due).then(|| format!("its deadline is {}", time(order.deadline))))
+    let now = here.max(chain.block_time().await?);
+    let cancel_at = chain.escrow().cancelAt(job_id).call().await?;
+    if now > order.deadline || (cancel_at != 0 && now >= cancel_at) {
+        return Ok(None);
+    }
+    let is_cancelled = cancel_at != 0 && cancel_at <= order.deadline;
+    Ok(Some(if is_cancelled {
+        format!("its cancellation takes effect {}", time(cancel_at))
+    } else {
+        format!("its deadline is {}", time(order.deadline))
+    }))
 }
 
 /// Whether the transaction refunded the job.

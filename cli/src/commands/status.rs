@@ -1,9 +1,10 @@
 //! `status`, `jobs` and `node status`: what chain and API say.
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256};
 use alloy::providers::Provider;
 use market::Amount;
 use market::abi::JobState;
+use market::job::JobStatus;
 use serde_json::{Value, json};
 
 use super::account::{Balance, all_tokens, checksum};
@@ -63,13 +64,16 @@ async fn one_job(context: &Context, job_id: B256) -> anyhow::Result<()> {
     })
 }
 
-fn state_name(state: JobState) -> &'static str {
+/// A job's state on the chain, in a word.
+pub fn state_name(state: JobState) -> &'static str {
     match state {
         JobState::None => "none",
         JobState::Open => "open",
         JobState::Submitted => "submitted",
         JobState::Paid => "paid",
         JobState::Refunded => "refunded",
+        JobState::Disputed => "disputed",
+        JobState::Resolved => "resolved",
         _ => "unknown",
     }
 }
@@ -141,15 +145,13 @@ async fn account(context: &Context, chain: &Chain) -> anyhow::Result<(Value, Str
     Ok((json!({ "address": checksum(owner), "balances": balances }), text))
 }
 
-/// The acting account's jobs; with `--json` one job a line.
-pub async fn jobs(context: &Context, args: &JobsArgs) -> anyhow::Result<()> {
-    let api = context.api()?;
-    let owner = context.signer()?.address();
+/// The newest jobs of `owner`, at most `limit`.
+pub async fn own_jobs(api: &Api, owner: Address, status: Option<JobStatus>, limit: u32) -> anyhow::Result<Vec<Job>> {
     let mut found: Vec<Job> = Vec::new();
     let mut cursor: Option<String> = None;
-    let wanted = usize::try_from(args.limit)?;
+    let wanted = usize::try_from(limit)?;
     while found.len() < wanted {
-        let page: JobPage = api.get(&page_path(owner, args, cursor.as_deref())).await?;
+        let page: JobPage = api.get(&page_path(owner, status, limit, cursor.as_deref())).await?;
         found.extend(page.jobs);
         cursor = page.next;
         if cursor.is_none() {
@@ -157,6 +159,12 @@ pub async fn jobs(context: &Context, args: &JobsArgs) -> anyhow::Result<()> {
         }
     }
     found.truncate(wanted);
+    Ok(found)
+}
+
+/// The acting account's jobs; with `--json` one job a line.
+pub async fn jobs(context: &Context, args: &JobsArgs) -> anyhow::Result<()> {
+    let found = own_jobs(&context.api()?, context.signer()?.address(), args.status, args.limit).await?;
     if context.out.is_json() {
         return found.iter().try_for_each(|job| context.out.result(job, String::new));
     }
@@ -171,10 +179,10 @@ pub async fn jobs(context: &Context, args: &JobsArgs) -> anyhow::Result<()> {
     context.out.result(&(), || table(&["job", "status", "operation", "price", "created (UTC)"], rows))
 }
 
-fn page_path(owner: alloy::primitives::Address, args: &JobsArgs, cursor: Option<&str>) -> String {
+fn page_path(owner: Address, status: Option<JobStatus>, limit: u32, cursor: Option<&str>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("requester", &checksum(owner)).append_pair("limit", &args.limit.min(PAGE).to_string());
-    if let Some(status) = args.status {
+    query.append_pair("requester", &checksum(owner)).append_pair("limit", &limit.min(PAGE).to_string());
+    if let Some(status) = status {
         query.append_pair("status", status.name());
     }
     if let Some(cursor) = cursor {

@@ -1,23 +1,32 @@
-//! `watch`: a job's statuses as they come.
+//! `watch`: a job's statuses as they come, and a voucher for the node once it has delivered.
 
 use std::time::{Duration, Instant};
 
+use alloy::primitives::{Address, B256};
 use anyhow::Context as _;
+use futures::{StreamExt, stream};
 use market::job::JobStatus;
 use serde_json::json;
 
+use super::voucher;
 use crate::api::{Api, ApiError, Job};
-use crate::args::WatchArgs;
-use crate::context::Context;
+use crate::args::{SigningArgs, WatchArgs};
+use crate::context::{Context, token_name};
+use crate::countersign::{Countersigner, mark};
 use crate::error::Failure;
+use crate::records::Verdict;
 
 const POLL: Duration = Duration::from_millis(400);
 const SLOWEST_POLL: Duration = Duration::from_secs(4);
+/// Jobs that are followed at once.
+const AT_ONCE: usize = 64;
 
 /// Prints each status; ends when the job does.
 pub async fn watch(context: &Context, args: &WatchArgs) -> anyhow::Result<()> {
     let api = context.api()?;
-    let following = follow(context, &api, args);
+    withhold(context, args.job, &args.signing)?;
+    let signing = Signing::Lazily(&args.signing);
+    let following = follow(context, &api, args.job, Until::Ended, &signing);
     match args.timeout {
         None => following.await,
         Some(secs) => tokio::time::timeout(Duration::from_secs(secs), following).await.unwrap_or_else(|_| {
@@ -26,12 +35,84 @@ pub async fn watch(context: &Context, args: &WatchArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn follow(context: &Context, api: &Api, args: &WatchArgs) -> anyhow::Result<()> {
-    let path = format!("lit-compute/jobs/{}", args.job);
+/// Prints the statuses of all jobs until each has delivered; fails as the first that did not.
+pub async fn follow_all(
+    context: &Context,
+    jobs: &[B256],
+    countersigner: Option<&Countersigner<'_>>,
+) -> anyhow::Result<()> {
+    let api = context.api()?;
+    let signing = Signing::With(countersigner);
+    let following = stream::iter(jobs).map(|job| follow(context, &api, *job, Until::Delivered, &signing));
+    let ends: Vec<anyhow::Result<()>> = following.buffer_unordered(AT_ONCE).collect().await;
+    ends.into_iter().collect()
+}
+
+/// Notes that the user wants no voucher for the job, if that was said.
+pub fn withhold(context: &Context, job_id: B256, signing: &SigningArgs) -> anyhow::Result<()> {
+    if !signing.no_voucher || !context.has_signer() {
+        return Ok(());
+    }
+    let records = context.records(&context.deployment()?, context.signer()?.address())?;
+    mark(&records, job_id, Verdict::Withheld, None)
+}
+
+/// Countersigns for `node` after it has delivered the job, if the acting account signed its order.
+pub async fn countersign(context: &Context, signing: &SigningArgs, job_id: B256, node: Address) -> anyhow::Result<()> {
+    if signing.no_voucher || !context.has_signer() || !context.has_chain() {
+        return Ok(());
+    }
+    let records = context.records(&context.deployment()?, context.signer()?.address())?;
+    if records.order(job_id)?.is_none_or(|record| record.signature.is_none()) {
+        return Ok(());
+    }
+    match Countersigner::new(context, signing.session).await {
+        Ok(countersigner) => countersign_with(context, &countersigner, job_id, node).await,
+        Err(error) => {
+            context.out.note(&format!("No voucher for job {job_id}: {error:#}"));
+            Ok(())
+        }
+    }
+}
+
+async fn countersign_with(
+    context: &Context,
+    countersigner: &Countersigner<'_>,
+    job_id: B256,
+    node: Address,
+) -> anyhow::Result<()> {
+    let Some(done) = countersigner.after(job_id, node).await else { return Ok(()) };
+    let token = countersigner.records().order(job_id)?.map(|record| record.order.token).unwrap_or_default();
+    match done.entry() {
+        Some(entry) => voucher::report(context, node, token, entry, &token_name(token, &context.deployment()?)),
+        None => Ok(()),
+    }
+}
+
+/// What a job is followed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Nothing will happen to it any more.
+    Ended,
+    /// Its result is there.
+    Delivered,
+}
+
+/// Who countersigns.
+enum Signing<'a> {
+    /// Whoever the command line says, once there is something to sign.
+    Lazily(&'a SigningArgs),
+    /// Somebody who is ready, or nobody.
+    With(Option<&'a Countersigner<'a>>),
+}
+
+async fn follow(context: &Context, api: &Api, job_id: B256, until: Until, signing: &Signing<'_>) -> anyhow::Result<()> {
+    let path = format!("lit-compute/jobs/{job_id}");
     let started = Instant::now();
     let mut last: Option<JobStatus> = None;
     let mut pause = POLL;
     let mut is_down = false;
+    let mut is_signed = false;
     loop {
         match api.get::<Job>(&path).await {
             Ok(job) => {
@@ -41,7 +122,17 @@ async fn follow(context: &Context, api: &Api, args: &WatchArgs) -> anyhow::Resul
                     last = Some(job.status);
                     print(context, &job, started)?;
                 }
-                if let Some(end) = ending(&job) {
+                if let Some(node) = job.node.filter(|_| has_delivered(job.status) && !is_signed) {
+                    is_signed = true;
+                    match signing {
+                        Signing::Lazily(args) => countersign(context, args, job_id, node).await?,
+                        Signing::With(Some(countersigner)) => {
+                            countersign_with(context, countersigner, job_id, node).await?;
+                        }
+                        Signing::With(None) => {}
+                    }
+                }
+                if let Some(end) = ending(&job, until) {
                     return end;
                 }
             }
@@ -53,7 +144,7 @@ async fn follow(context: &Context, api: &Api, args: &WatchArgs) -> anyhow::Resul
                 pause = (pause * 2).min(SLOWEST_POLL);
             }
             Err(error @ ApiError::Refused { .. }) => {
-                return Err(error).with_context(|| format!("cannot watch job {}", args.job));
+                return Err(error).with_context(|| format!("cannot watch job {job_id}"));
             }
             Err(error) => return Err(error.into()),
         }
@@ -61,12 +152,25 @@ async fn follow(context: &Context, api: &Api, args: &WatchArgs) -> anyhow::Resul
     }
 }
 
+/// Whether a result is there and its node waits for its money.
+fn has_delivered(status: JobStatus) -> bool {
+    matches!(status, JobStatus::Completed | JobStatus::Settling | JobStatus::Challengeable)
+}
+
 /// How the command ends if the job has ended.
-fn ending(job: &Job) -> Option<anyhow::Result<()>> {
+fn ending(job: &Job, until: Until) -> Option<anyhow::Result<()>> {
     let reason = job.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
     match job.status {
-        JobStatus::Paid => Some(Ok(())),
+        JobStatus::Paid | JobStatus::Resolved => Some(Ok(())),
+        status if until == Until::Delivered && has_delivered(status) => Some(Ok(())),
+        JobStatus::Cancelled => {
+            Some(Err(Failure::JobFailed(format!("job {} was cancelled{reason}", job.job_id)).into()))
+        }
         JobStatus::Failed => Some(Err(Failure::JobFailed(format!("job {} failed{reason}", job.job_id)).into())),
+        // What is signed locks nothing.
+        JobStatus::Expired if job.signature.is_some() => {
+            Some(Err(Failure::JobFailed(format!("job {} expired{reason}", job.job_id)).into()))
+        }
         JobStatus::Expired => Some(Err(Failure::JobFailed(format!(
             "job {} expired{reason}; take the money back: littoral refund {}",
             job.job_id, job.job_id
@@ -114,7 +218,7 @@ mod tests {
         let mut job: Job = serde_json::from_value(json).unwrap();
         for status in JobStatus::ALL {
             job.status = status;
-            let exit = match ending(&job) {
+            let exit = match ending(&job, Until::Ended) {
                 None => None,
                 Some(Ok(())) => Some(Exit::Ok),
                 Some(Err(error)) => {
@@ -123,12 +227,14 @@ mod tests {
                 }
             };
             let expected = match status {
-                JobStatus::Paid => Some(Exit::Ok),
-                JobStatus::Failed | JobStatus::Expired => Some(Exit::JobFailed),
+                JobStatus::Paid | JobStatus::Resolved => Some(Exit::Ok),
+                JobStatus::Failed | JobStatus::Expired | JobStatus::Cancelled => Some(Exit::JobFailed),
                 JobStatus::Refunded => Some(Exit::Refunded),
                 _ => None,
             };
             assert_eq!(exit, expected, "{status}");
+            let delivered = matches!(ending(&job, Until::Delivered), Some(Ok(())));
+            assert_eq!(delivered, has_delivered(status) || expected == Some(Exit::Ok), "{status}");
         }
     }
 }

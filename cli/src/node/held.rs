@@ -174,6 +174,7 @@ mod tests {
             lease_expires_at: at(120),
             order: market::order::OrderJson::from(&market::abi::Order::default()),
             spec: (&market::abi::JobSpec::default()).into(),
+            signature: None,
             assignment: None,
         }
     }

@@ -1,7 +1,11 @@
 //! `node run`: claims jobs, does them, and has them acknowledged.
 
 mod accept;
+pub mod earnings;
+mod guard;
 mod held;
+mod ledger;
+pub mod settle;
 mod setup;
 mod store;
 mod verify;
@@ -18,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
 use crate::api::{Api, ApiError, Capabilities, ClaimRequest, Heartbeat, HeartbeatRequest, Lease, RegisterRequest};
 use crate::args::RunArgs;
@@ -27,8 +32,10 @@ use crate::ops::Operations;
 use crate::output::Out;
 use accept::Accepted;
 use held::{Held, Taken};
+use ledger::Ledger;
 use store::{Entry, Store};
-use work::{End, pause_after};
+use work::End;
+pub use work::pause_after;
 
 /// How long the API may hold a claim for which there is no work.
 const CLAIM_WAIT_SECS: u64 = 20;
@@ -44,6 +51,8 @@ struct Limits {
     accepted: Accepted,
     concurrency: u32,
     shutdown_timeout: Duration,
+    settle_before: u64,
+    no_settle: bool,
 }
 
 /// A running node.
@@ -56,6 +65,8 @@ struct Node {
     operations: Operations,
     limits: Limits,
     store: Store,
+    ledger: Ledger,
+    rpc_url: Url,
     held: Held,
     /// No more claims.
     stop: CancellationToken,
@@ -68,6 +79,7 @@ struct Node {
 pub async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
     let node = Arc::new(setup::node(context, args).await?);
     let entries = node.store.recover(node.now_unix())?;
+    node.forget_undelivered(&entries)?;
     let watching = tokio::spawn(stop_on_signal(Arc::clone(&node), Signals::new()?));
     node.event("started", json!({ "operations": node.operations.names, "concurrency": node.limits.concurrency }));
 
@@ -78,6 +90,10 @@ pub async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
         Arc::clone(&node).resume(entry, &jobs);
     }
     let beating = tokio::spawn(Arc::clone(&node).beat());
+    let guarding = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { node.guard().await })
+    };
     Arc::clone(&node).claim_until_stopped(&jobs, &slots).await;
 
     jobs.close();
@@ -86,6 +102,7 @@ pub async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
         tokio::time::timeout(GIVE_BACK_WITHIN, jobs.wait()).await.ok();
     }
     beating.abort();
+    guarding.abort();
     watching.abort();
     node.event("stopped", json!({}));
     Ok(())
@@ -113,6 +130,17 @@ impl Node {
             }
             self.pause(tries).await;
             tries += 1;
+        }
+        Ok(())
+    }
+
+    /// An earlier process signed receipts and stopped before the results were in its journal: the work is done again, under
+    /// new receipts.
+    fn forget_undelivered(&self, entries: &[Entry]) -> anyhow::Result<()> {
+        for earning in self.ledger.earnings.open_ones()? {
+            if !entries.iter().any(|entry| entry.job_id == earning.job_id) {
+                self.ledger.withheld(earning.job_id)?;
+            }
         }
         Ok(())
     }

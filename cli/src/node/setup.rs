@@ -4,15 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::Bytes;
+use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::Accepted;
+use super::earnings::Earnings;
 use super::held::Held;
+use super::ledger::Ledger;
 use super::store::Store;
 use super::{Limits, Node};
-use crate::args::RunArgs;
+use crate::api::ChainInfo;
+use crate::args::{RunArgs, Settler};
+use crate::chain::{Chain, Wallet};
 use crate::commands::node_admin::described;
+use crate::commands::settler::ensure_allowed;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::keys;
@@ -49,7 +55,10 @@ pub async fn node(context: &Context, args: RunArgs) -> anyhow::Result<Node> {
     if !unable.is_empty() {
         tracing::warn!(node = %address, ?unable, "the registry lists operations that this process does not offer");
     }
-    let (api, _) = loop_until_api(context, &chain.deployment).await?;
+    let (api, info) = loop_until_api(context, &chain.deployment).await?;
+    let rpc_url = context.rpc_url()?.clone();
+    authorise(context, &chain, args.settler, &info, signer.clone()).await?;
+    let ledger = Ledger::new(Earnings::open(&node_dir, &chain.deployment)?, chain.clone(), address, args.max_unsettled);
     let work_dir = args.work_dir.unwrap_or_else(|| node_dir.join(WORK));
     Ok(Node {
         api,
@@ -62,7 +71,11 @@ pub async fn node(context: &Context, args: RunArgs) -> anyhow::Result<Node> {
             accepted: Accepted::new(&args.accept, &chain.deployment)?,
             concurrency: args.concurrency.unwrap_or(registered.capacity).min(registered.capacity),
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+            settle_before: args.settle_before,
+            no_settle: args.no_settle,
         },
+        ledger,
+        rpc_url,
         chain,
         signer,
         address,
@@ -72,6 +85,29 @@ pub async fn node(context: &Context, args: RunArgs) -> anyhow::Result<Node> {
         abort: CancellationToken::new(),
         out: context.out,
     })
+}
+
+/// Lets the settler redeem the node's vouchers, as far as that was asked for. A node without gas money works all the same.
+async fn authorise(
+    context: &Context,
+    chain: &Chain,
+    asked: Settler,
+    info: &ChainInfo,
+    signer: PrivateKeySigner,
+) -> anyhow::Result<()> {
+    let address = signer.address();
+    let wallet = Wallet::new(chain.clone(), context.rpc_url()?, signer, context.out);
+    match ensure_allowed(&wallet, asked, Some(info)).await {
+        Ok(Some(settler)) => tracing::info!(node = %address, %settler, "the settler may redeem the node's vouchers"),
+        Ok(None) if asked == Settler::Api => {
+            tracing::warn!(node = %address, "the API names no settler: redeem vouchers with `littoral node settle`");
+        }
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(node = %address, error = format!("{error:#}"), "the settler may not redeem the node's vouchers");
+        }
+    }
+    Ok(())
 }
 
 /// What this process offers: what it can do, of what was asked for and is registered.

@@ -7,6 +7,7 @@ use alloy::sol_types::Eip712Domain;
 use market::abi::{JobState, Order};
 use market::typed_data;
 
+use super::settle::facts::is_signed_by;
 use crate::api::Lease;
 use crate::chain::Chain;
 
@@ -57,19 +58,29 @@ fn assignment(lease: &Lease, order: &Order, me: Address, domain: &Eip712Domain, 
     }
 }
 
-/// Checks on the chain that the order's price is locked and that there is time left, `margin` seconds at least. Asks
-/// several times: the node's endpoint may be a block behind the API's, or busy.
-pub async fn escrow(
-    chain: &Chain,
-    job_id: B256,
-    order: &Order,
-    me: Address,
-    now: u64,
-    margin: u64,
-) -> Result<(), Refusal> {
+/// What the node wants to know of the chain before it works.
+pub struct Asked<'a> {
+    /// The job.
+    pub job_id: B256,
+    /// Its order.
+    pub order: &'a Order,
+    /// The requester's, over the order; nothing where it was opened.
+    pub signature: Option<&'a [u8]>,
+    /// This node.
+    pub me: Address,
+    /// Unix seconds.
+    pub now: u64,
+    /// Seconds that must be left to the deadline.
+    pub margin: u64,
+}
+
+/// Checks on the chain that the order can still be settled: that its price is locked, or that its requester signed it and
+/// has taken nothing of it back; and that there is time left. What the requester has is another question. Asks several times:
+/// the node's endpoint may be a block behind the API's, or busy.
+pub async fn escrow(chain: &Chain, asked: &Asked<'_>) -> Result<(), Refusal> {
     let mut tries = 1;
     loop {
-        match look(chain, job_id, order, me, now, margin).await {
+        match look(chain, asked).await {
             Err(_) if tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(PAUSE).await;
@@ -79,25 +90,58 @@ pub async fn escrow(
     }
 }
 
-async fn look(chain: &Chain, job_id: B256, order: &Order, me: Address, now: u64, margin: u64) -> Result<(), Refusal> {
-    let unreadable = |error: &dyn std::fmt::Display| Refusal(format!("cannot read the chain: {error}"));
-    let job = chain.escrow().job(job_id).call().await.map_err(|error| unreadable(&error))?;
-    if job.state != JobState::Open || job.locked != order.maxPrice {
-        return Err(Refusal(format!(
-            "the escrow holds {} for it in state {:?}, not {} in state Open",
-            job.locked, job.state, order.maxPrice
-        )));
+async fn look(chain: &Chain, asked: &Asked<'_>) -> Result<(), Refusal> {
+    let Asked { job_id, order, signature, me, now, margin } = asked;
+    let job = chain.escrow().job(*job_id).call().await.map_err(|error| unreadable(&error))?;
+    match signature {
+        Some(signature) => signed(chain, asked, job.state, signature).await?,
+        None if job.state != JobState::Open || job.locked != order.maxPrice => {
+            return Err(Refusal(format!(
+                "the escrow holds {} for it in state {:?}, not {} in state Open",
+                job.locked, job.state, order.maxPrice
+            )));
+        }
+        None => {}
     }
-    let now = now.max(chain.block_time().await.map_err(|error| unreadable(&error))?);
-    if order.deadline < now.saturating_add(margin) {
+    let now = (*now).max(chain.block_time().await.map_err(|error| unreadable(&error))?);
+    if order.deadline < now.saturating_add(*margin) {
         return Err(Refusal(format!("its deadline {} is too near", crate::chain::time(order.deadline))));
+    }
+    let cancel_at = chain.escrow().cancelAt(*job_id).call().await.map_err(|error| unreadable(&error))?;
+    if cancel_at != 0 {
+        return Err(Refusal(format!("its requester cancels it {}", crate::chain::time(cancel_at))));
     }
     // A result with a challenge window counts only if its node is staked.
     if order.challengeWindow != 0 {
-        let is_staked = chain.registry().isStaked(me).call().await.map_err(|error| unreadable(&error))?;
+        let is_staked = chain.registry().isStaked(*me).call().await.map_err(|error| unreadable(&error))?;
         if !is_staked {
             return Err(Refusal("this node's stake is below the minimum".into()));
         }
+    }
+    Ok(())
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal(format!("cannot read the chain: {error}"))
+}
+
+/// A signed order must be its requester's, not settled, and not covered by a voucher that was redeemed.
+async fn signed(chain: &Chain, asked: &Asked<'_>, state: JobState, signature: &[u8]) -> Result<(), Refusal> {
+    let Asked { job_id, order, me, .. } = asked;
+    if !matches!(state, JobState::None | JobState::Open) {
+        return Err(Refusal(format!("the escrow has it in state {state:?}")));
+    }
+    if order.nonce == 0 {
+        return Err(Refusal("its nonce is 0, which no signed order may have".into()));
+    }
+    let is_theirs = is_signed_by(chain, order.requester, *job_id, signature).await;
+    if !is_theirs.map_err(|error| unreadable(&error))? {
+        return Err(Refusal(format!("the order is not signed by its requester {}", order.requester)));
+    }
+    let channel = chain.escrow().channel(order.requester, *me, order.token).call().await;
+    let covered = channel.map_err(|error| unreadable(&error))?.coveredNonce;
+    if order.nonce <= covered {
+        return Err(Refusal(format!("its nonce {} is covered up to {covered} by a redeemed voucher", order.nonce)));
     }
     Ok(())
 }
@@ -132,6 +176,7 @@ mod tests {
             lease_expires_at: chrono::DateTime::UNIX_EPOCH,
             order: OrderJson::from(&order),
             spec: (&spec).into(),
+            signature: None,
             assignment,
         }
     }

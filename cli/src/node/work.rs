@@ -13,9 +13,10 @@ use market::job::Fence;
 use market::{Amount, ContentId, typed_data};
 use tokio_util::sync::CancellationToken;
 
+use super::earnings::Earning;
 use super::store::{Entry, JobDir};
 use super::{Node, verify};
-use crate::api::{ApiError, CompleteRequest, Completed, FailRequest, Lease};
+use crate::api::{ApiError, Assigned, CompleteRequest, Completed, FailRequest, Lease};
 use crate::error::Failure;
 use crate::ops::{OpError, Output, Task};
 
@@ -88,9 +89,19 @@ impl Node {
         // This node will not change its mind; of an open order, other nodes are asked still.
         let declined = |refusal: verify::Refusal| Stop::Fail { reason: refusal.0, retryable: false };
         self.limits.accepted.check(&order).map_err(declined)?;
-        verify::escrow(&self.chain, lease.job_id, &order, self.address, now, self.limits.min_time_left)
-            .await
-            .map_err(refused)?;
+        let asked = verify::Asked {
+            job_id: lease.job_id,
+            order: &order,
+            signature: lease.signature.as_ref().map(AsRef::as_ref),
+            me: self.address,
+            now,
+            margin: self.limits.min_time_left,
+        };
+        verify::escrow(&self.chain, &asked).await.map_err(refused)?;
+        let _promise = match &lease.signature {
+            Some(_) => Some(self.ledger.promise(lease.job_id, &order).await.map_err(refused)?),
+            None => None,
+        };
 
         let dir = self.store.begin(lease.job_id).map_err(machine)?;
         self.fetch(&lease.spec.input_cid, &dir).await?;
@@ -109,6 +120,8 @@ impl Node {
             error => Stop::Fail { retryable: error.is_retryable(), reason: error.to_string() },
         })?;
         let entry = self.sign(lease, &order, output)?;
+        // What the receipt is worth comes first: a result that is delivered and cannot be settled would be given away.
+        self.ledger.earned(&self.earning(lease, &entry)).map_err(machine)?;
         self.store.record(&entry).map_err(machine)?;
         Ok(entry)
     }
@@ -151,16 +164,33 @@ impl Node {
         Ok(Entry { job_id: lease.job_id, deadline: order.deadline, size: output.size, completion })
     }
 
+    /// What the node has to show for the result.
+    fn earning(&self, lease: &Lease, entry: &Entry) -> Earning {
+        Earning {
+            job_id: lease.job_id,
+            order: lease.order.clone(),
+            spec: lease.spec.clone(),
+            order_signature: lease.signature.clone(),
+            assignment: lease.assignment.clone(),
+            price: entry.completion.price,
+            result_hash: entry.completion.result_hash,
+            output_cid: entry.completion.output_cid,
+            receipt_signature: entry.completion.receipt_signature.clone(),
+            signed_at: market::clock::now(),
+            acknowledged_at: None,
+        }
+    }
+
     /// Stores the output and completes the job, again and again until the API has said yes or no.
     pub async fn deliver(&self, entry: &Entry, lost: &CancellationToken) -> End {
         let mut tries = 1;
         loop {
             if entry.deadline < self.now_unix() {
-                self.clean(entry.job_id);
+                self.withhold(entry.job_id);
                 return End::Lost("its deadline passed before the result arrived".into());
             }
             if is_late(entry.deadline, self.now_unix(), self.limits.min_time_left) {
-                self.clean(entry.job_id);
+                self.withhold(entry.job_id);
                 let reason = format!(
                     "the result is withheld: fewer than {} seconds are left to the deadline, in which it might not be paid",
                     self.limits.min_time_left
@@ -174,7 +204,11 @@ impl Node {
                 () = self.abort.cancelled() => return End::Stopped,
             };
             let error = match sent {
-                Ok(completion) => {
+                Ok((completion, assignment)) => {
+                    // Before the journal goes: it is what brings this about again after a crash.
+                    if let Err(error) = self.ledger.acknowledged(entry.job_id, assignment) {
+                        tracing::error!(job_id = %entry.job_id, error = format!("{error:#}"), "the earning is not kept");
+                    }
                     self.clean(entry.job_id);
                     return End::Completed(completion);
                 }
@@ -188,11 +222,11 @@ impl Node {
                 Verdict::Later if self.held.fence(entry.job_id).is_some_and(|fence| fence > sent_under) => {}
                 Verdict::Later => return End::Lost(error.to_string()),
                 Verdict::Never => {
-                    self.clean(entry.job_id);
+                    self.withhold(entry.job_id);
                     return End::Lost(error.to_string());
                 }
                 Verdict::Refused => {
-                    self.clean(entry.job_id);
+                    self.withhold(entry.job_id);
                     return self.give_back(entry.job_id, format!("the API refuses the result: {error}"), true).await;
                 }
             }
@@ -203,14 +237,14 @@ impl Node {
         }
     }
 
-    async fn send(&self, entry: &Entry, fence: Fence) -> anyhow::Result<CompleteRequest> {
+    async fn send(&self, entry: &Entry, fence: Fence) -> anyhow::Result<(CompleteRequest, Option<Assigned>)> {
         let completion = CompleteRequest { fence, ..entry.completion.clone() };
         let output = self.store.dir(entry.job_id).output();
         let bar = indicatif::ProgressBar::hidden();
         self.api.put_blob(&output, completion.output_cid, entry.size, &bar).await?;
         let path = format!("lit-compute/jobs/{}/complete", entry.job_id);
-        let _: Completed = self.api.post(&path, &completion).await?;
-        Ok(completion)
+        let completed: Completed = self.api.post(&path, &completion).await?;
+        Ok((completion, completed.assignment))
     }
 
     /// Tells the API that the job is not done.
@@ -227,6 +261,14 @@ impl Node {
             }
         }
         End::Lost(format!("{reason} (and the API does not answer)"))
+    }
+
+    /// The result is not handed out: nothing is to be asked for it.
+    fn withhold(&self, job_id: B256) {
+        if let Err(error) = self.ledger.withheld(job_id) {
+            tracing::warn!(%job_id, error = format!("{error:#}"), "cannot forget the earning of a result that was withheld");
+        }
+        self.clean(job_id);
     }
 
     /// Removes the job's files. What stays costs space only, and goes at the next start.

@@ -89,6 +89,7 @@ impl Bench {
             .env("LITTORAL_DEPLOYMENT", &self.deployment.path)
             .env("LITTORAL_KEY", key.secret())
             .env("LITTORAL_NODE_DIR", self.path("node"))
+            .env("LITTORAL_DATA_DIR", self.path("data"))
             // Nothing listens there: these commands need the chain only.
             .env("LITTORAL_API", "http://127.0.0.1:1");
         command
@@ -105,6 +106,9 @@ impl Bench {
         provider.anvil_mine(Some(1), None).await.unwrap();
     }
 }
+
+/// What parties sign, and what they send without `littoral`.
+pub mod parties;
 
 /// Permission bits of a file.
 pub fn mode(path: &Path) -> u32 {

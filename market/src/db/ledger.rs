@@ -1,13 +1,13 @@
 //! The ledger: `ledger_entry`, append-only. Writer: the indexer. The database itself refuses entries that do not balance, and
 //! any change of entries that were written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy::primitives::{Address, B256, I256};
 use bigdecimal::{BigDecimal, num_bigint::BigInt};
 use sqlx::postgres::PgConnection;
 
-use super::chain::to_db;
+use super::chain::{from_db, to_db};
 use super::types::{DbAddress, DbHash};
 use crate::fold::RawLog;
 use crate::ledger::{Account, Entry};
@@ -114,6 +114,57 @@ pub async fn balances(db: &mut PgConnection) -> Result<Vec<Balance>, sqlx::Error
             Ok(Balance { account, token: row.token.0, amount: integer(&row.amount)? })
         })
         .collect()
+}
+
+/// What is left of a log's entries once reversals are taken off, by account and token.
+pub type Movements = BTreeMap<(Account, Address), I256>;
+
+/// The movements of the canonical blocks `from` to `to`, by block and log.
+pub async fn canonical_between(
+    db: &mut PgConnection,
+    from: u64,
+    to: u64,
+) -> Result<BTreeMap<(B256, u64), Movements>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select l.block_hash as "block_hash: DbHash", l.log_index, l.account, l.owner as "owner?: DbAddress",
+                  l.node as "node?: DbAddress", l.job_id as "job_id?: DbHash", l.token as "token: DbAddress",
+                  sum(l.amount) as "amount!"
+           from chain_block b
+           join ledger_entry l on l.block_hash = b.hash
+           where b.canonical and b.number between $1 and $2
+           group by l.block_hash, l.log_index, l.account, l.owner, l.node, l.job_id, l.token
+           having sum(l.amount) <> 0"#,
+        to_db(from)?,
+        to_db(to)?
+    )
+    .fetch_all(db)
+    .await?;
+    let mut movements: BTreeMap<_, Movements> = BTreeMap::new();
+    for row in rows {
+        let (owner, node) = (row.owner.map(Address::from), row.node.map(Address::from));
+        let account = read_account(&row.account, owner, node, row.job_id.map(B256::from))?;
+        let log = movements.entry((row.block_hash.0, from_db(row.log_index)?)).or_default();
+        log.insert((account, row.token.0), integer(&row.amount)?);
+    }
+    Ok(movements)
+}
+
+/// Logs of blocks that are not canonical, or not known, whose entries were not taken back.
+pub async fn not_taken_back(db: &mut PgConnection) -> Result<Vec<(B256, u64)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select distinct s.block_hash as "block_hash!: DbHash", s.log_index as "log_index!"
+           from (
+               select l.block_hash, l.log_index
+               from ledger_entry l
+               left join chain_block b on b.hash = l.block_hash
+               where b.hash is null or not b.canonical
+               group by l.block_hash, l.log_index, l.account, l.owner, l.node, l.job_id, l.token
+               having sum(l.amount) <> 0
+           ) s"#
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(|row| Ok((row.block_hash.0, from_db(row.log_index)?))).collect()
 }
 
 fn read_account(

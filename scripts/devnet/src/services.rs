@@ -182,13 +182,15 @@ pub(crate) fn launch(service: Service, at: &Endpoints, options: &MarketOptions) 
 }
 
 /// What `littoral` reads from the environment when it acts for the holder of `key`.
-pub fn actor_env(at: &Endpoints, key: DevKey) -> [(&'static str, String); 5] {
+pub fn actor_env(at: &Endpoints, key: DevKey) -> [(&'static str, String); 6] {
     [
         ("LITTORAL_API", at.api_url.clone()),
         ("RPC_URL", at.rpc_url.clone()),
         ("LITTORAL_DEPLOYMENT", at.deployment.display().to_string()),
         ("LITTORAL_KEY", key.secret()),
         ("LITTORAL_NODE_DIR", at.node_dir.display().to_string()),
+        // Keeps what belongs to different accounts apart by itself.
+        ("LITTORAL_DATA_DIR", at.node_dir.with_file_name("accounts").display().to_string()),
     ]
 }
 

@@ -128,6 +128,24 @@ pub(super) async fn orphan_above(db: &mut PgConnection, number: u64) -> Result<V
     rows.into_iter().map(LogRow::read).collect()
 }
 
+/// The canonical events of the blocks `from` to `to`, in the chain's order.
+pub async fn canonical_between(db: &mut PgConnection, from: u64, to: u64) -> Result<Vec<RawLog>, sqlx::Error> {
+    let rows = sqlx::query_as!(
+        LogRow,
+        r#"select e.block_hash as "block_hash: DbHash", e.log_index, e.block_number, b.mined_at,
+                  e.tx_hash as "tx_hash: DbHash", e.contract as "contract: DbAddress", e.topics, e.data
+           from chain_event e
+           join chain_block b on b.hash = e.block_hash
+           where e.canonical and e.block_number between $1 and $2
+           order by e.block_number, e.log_index"#,
+        to_db(from)?,
+        to_db(to)?
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(LogRow::read).collect()
+}
+
 /// A [`RawLog`] in its columns.
 pub(super) struct LogRow {
     pub(super) block_hash: DbHash,

@@ -47,7 +47,10 @@ pub(super) async fn load(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<
     if keys.is_empty() {
         return Ok(Rows::default());
     }
-    let tables = Tables::of(keys.iter().copied());
+    load_tables(db, &Tables::of(keys.iter().copied())).await
+}
+
+async fn load_tables(db: &mut PgConnection, tables: &Tables) -> Result<Rows, sqlx::Error> {
     Ok(Rows {
         jobs: escrow::jobs(db, &tables.jobs).await?,
         accounts: escrow::accounts(db, &tables.accounts).await?,
@@ -59,6 +62,45 @@ pub(super) async fn load(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<
         fees: escrow::fees(db, &tables.fees).await?,
         parameters: if tables.parameters { escrow::parameters(db).await? } else { None },
     })
+}
+
+/// All rows there are.
+pub async fn all(db: &mut PgConnection) -> Result<Rows, sqlx::Error> {
+    let keys = sqlx::query!(
+        r#"select 'job' as "kind!", job_id as "one!", null::bytea as two, null::bytea as three from escrow_job
+           union all select 'account', owner, token, null from escrow_account
+           union all select 'earned', node, token, null from escrow_earned
+           union all select 'node', node, null, null from registry_node
+           union all select 'channel', requester, node, token from escrow_channel
+           union all select 'session', requester, session_key, token from escrow_session
+           union all select 'settler', node, settler, null from escrow_settler
+           union all select 'fee', token, null, null from escrow_fee"#
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let address = |bytes: Option<&Vec<u8>>| {
+        let bytes = bytes.map_or(&[][..], Vec::as_slice);
+        Address::try_from(bytes).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    };
+    let mut tables = Tables { parameters: true, ..Tables::default() };
+    for row in keys {
+        if row.kind == "job" {
+            tables.jobs.push(B256::try_from(&row.one[..]).map_err(|error| sqlx::Error::Decode(Box::new(error)))?);
+            continue;
+        }
+        let one = address(Some(&row.one))?;
+        let (two, three) = (|| address(row.two.as_ref()), || address(row.three.as_ref()));
+        match row.kind.as_str() {
+            "account" => tables.accounts.push((one, two()?)),
+            "earned" => tables.earned.push((one, two()?)),
+            "channel" => tables.channels.push((one, two()?, three()?)),
+            "session" => tables.sessions.push((one, two()?, three()?)),
+            "settler" => tables.settlers.push((one, two()?)),
+            "fee" => tables.fees.push(one),
+            _ => tables.nodes.push(one),
+        }
+    }
+    load_tables(db, &tables).await
 }
 
 /// Writes all of `rows`.

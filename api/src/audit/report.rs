@@ -1,0 +1,140 @@
+//! What an audit found.
+
+use std::fmt;
+
+use market::db::chain::BlockId;
+use serde::Serialize;
+use serde_json::json;
+
+use super::payments::Payments;
+
+/// What differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// A log of the chain is missing in `chain_event`, is another there, or there is one that the chain does not have.
+    Event,
+    /// A folded row is not what the events amount to.
+    Row,
+    /// The entries of one log are not the movements that it tells of.
+    Entry,
+    /// A sum of the ledger is not the balance that the events amount to.
+    Sum,
+    /// A contract returns something else than its own events amount to.
+    Contract,
+    /// A contract holds less than it owes.
+    Solvency,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What kind of thing differs.
+    pub what: What,
+    /// Which one.
+    pub subject: String,
+    /// By the chain's events.
+    pub expected: String,
+    /// By what was held against them.
+    pub found: String,
+}
+
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Checked {
+    /// Logs of the chain.
+    pub events: usize,
+    /// Rows that they amount to.
+    pub rows: usize,
+    /// Entries of the ledger that they bring about.
+    pub entries: usize,
+    /// Balances of the ledger that are not zero.
+    pub balances: usize,
+    /// Answers of the contracts.
+    pub calls: usize,
+}
+
+/// What an audit found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The block audited.
+    pub block: BlockId,
+    /// What differs. Nothing, if all is well.
+    pub differences: Vec<Difference>,
+    /// What became of the payments that were due.
+    pub payments: Payments,
+    /// How much was looked at.
+    pub checked: Checked,
+}
+
+impl Report {
+    pub(super) fn at(block: BlockId) -> Self {
+        Self { block, differences: Vec::new(), payments: Payments::default(), checked: Checked::default() }
+    }
+
+    /// Whether everything is as it should be: nothing differs, and no payment is lost, doubled or other than was due.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.differences.is_empty() && self.payments.is_clean()
+    }
+
+    /// Notes a difference unless the two are the same.
+    pub(super) fn compare<T: PartialEq + fmt::Debug>(
+        &mut self,
+        what: What,
+        subject: impl FnOnce() -> String,
+        expected: &T,
+        found: &T,
+    ) {
+        if expected != found {
+            let (expected, found) = changes(&format!("{expected:#?}"), &format!("{found:#?}"));
+            self.differs(what, subject(), expected, found);
+        }
+    }
+
+    /// Notes a difference between two that were put into words.
+    pub(super) fn differs(&mut self, what: What, subject: String, expected: String, found: String) {
+        self.differences.push(Difference { what, subject, expected, found });
+    }
+
+    /// The report as one JSON object.
+    #[must_use]
+    pub fn json(&self) -> String {
+        let block = json!({ "number": self.block.number, "hash": self.block.hash });
+        json!({
+            "clean": self.is_clean(),
+            "block": block,
+            "checked": self.checked,
+            "differences": self.differences,
+            "payments": self.payments,
+        })
+        .to_string()
+    }
+}
+
+/// The lines in which two texts of several lines differ, joined.
+fn changes(expected: &str, found: &str) -> (String, String) {
+    let (ours, theirs): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let only = |these: &[&str], others: &[&str]| {
+        let lines = these.iter().filter(|line| !others.contains(line)).map(|line| line.trim().trim_end_matches(','));
+        lines.collect::<Vec<_>>().join(" ")
+    };
+    match (only(&ours, &theirs), only(&theirs, &ours)) {
+        // Lines that were swapped: tell all of them.
+        (a, b) if a.is_empty() && b.is_empty() => (expected.to_owned(), found.to_owned()),
+        (a, b) => (a, b),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Checked { events, rows, entries, balances, calls } = self.checked;
+        writeln!(f, "block {} ({})", self.block.number, self.block.hash)?;
+        writeln!(f, "{events} events, {rows} rows, {entries} entries, {balances} balances, {calls} contract calls")?;
+        for Difference { what, subject, expected, found } in &self.differences {
+            writeln!(f, "{what:?} {subject}: {found} instead of {expected}")?;
+        }
+        self.payments.fmt(f)?;
+        writeln!(f, "{}", if self.is_clean() { "nothing differs" } else { "the books do not agree" })
+    }
+}

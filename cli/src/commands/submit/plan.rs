@@ -1,0 +1,178 @@
+//! What is ordered: checked as far as this client and the chain can.
+
+use alloy::primitives::{Address, B256, U256};
+use market::abi::{JobSpec, Order};
+use market::typed_data;
+use serde_json::{Map, Value, json};
+
+use super::super::account::checked_amount;
+use super::Draft;
+use crate::args::SubmitArgs;
+use crate::chain::{Chain, Wallet, now_on_both};
+use crate::context::{resolve_node, token_address, token_name};
+use crate::error::Failure;
+use crate::ops::{self, crypt};
+use crate::records::Records;
+
+/// Window of an order that names no node, in seconds, unless told otherwise.
+const OPEN_ORDER_WINDOW: u32 = 3600;
+
+/// The operation's parameters as they go into the spec: checked as far as we know the operation.
+pub fn params_of(args: &SubmitArgs) -> anyhow::Result<String> {
+    let mut params = match args.params.as_deref().filter(|text| !text.is_empty()) {
+        Some(text) => serde_json::from_str::<Map<String, Value>>(text)
+            .map_err(|error| Failure::Usage(format!("--params must be a JSON object: {error}")))?,
+        None => Map::new(),
+    };
+    let takes_recipients = matches!(args.op.as_str(), ops::ENCRYPT | ops::DECRYPT);
+    if !args.to.is_empty() {
+        if !takes_recipients {
+            return Err(Failure::Usage(format!("--to goes with encrypt and decrypt, not with {}", args.op)).into());
+        }
+        params.insert("recipients".into(), json!(args.to));
+    }
+    let text = if params.is_empty() { String::new() } else { Value::Object(params).to_string() };
+    let checked = match args.op.as_str() {
+        ops::ENCRYPT => crypt::encrypt_params(&text).map(drop),
+        ops::DECRYPT => crypt::decrypt_params(&text).map(drop),
+        _ => Ok(()),
+    };
+    checked.map_err(|error| Failure::Usage(format!("{}: {error}; see --to", args.op)))?;
+    Ok(text)
+}
+
+/// An order but for its `specHash` and nonce.
+pub struct Template {
+    order: Order,
+    /// Above every nonce that the channel's redeemed vouchers cover.
+    least_nonce: u64,
+}
+
+impl Template {
+    /// From the command line. Refuses what the contract would refuse, and more than the deposit has for `count` jobs.
+    pub async fn new(args: &SubmitArgs, wallet: &Wallet, assigner: Address, count: usize) -> anyhow::Result<Self> {
+        let chain = &wallet.chain;
+        let price = checked_amount(args.price)?;
+        let node = match &args.node {
+            Some(text) => resolve_node(chain, text).await?.0,
+            None => Address::ZERO,
+        };
+        let challenge_window = args.window.unwrap_or(if node.is_zero() { OPEN_ORDER_WINDOW } else { 0 });
+        if node.is_zero() && challenge_window == 0 {
+            return Err(Failure::Usage("an order that names no node needs a --window above 0".into()).into());
+        }
+        let longest = chain.deployment.escrow_params.max_challenge_window;
+        if challenge_window > longest {
+            return Err(Failure::Usage(format!("--window must be at most {longest} s at this escrow")).into());
+        }
+        let order = Order {
+            requester: wallet.address,
+            token: token_address(&args.token, &chain.deployment)?,
+            maxPrice: u128::try_from(price)?,
+            node,
+            assigner: if node.is_zero() { assigner } else { Address::ZERO },
+            specHash: B256::ZERO,
+            deadline: now_on_both(chain).await?.saturating_add(args.deadline),
+            challengeWindow: challenge_window,
+            arbiter: args.arbiter.unwrap_or_default(),
+            maxFeeBps: args.max_fee_bps,
+            nonce: 0,
+        };
+        let covered = if node.is_zero() {
+            0
+        } else {
+            chain.escrow().channel(wallet.address, node, order.token).call().await?.coveredNonce
+        };
+        let within_reach = if args.open { free(chain, &order).await? } else { deposit(chain, &order).await? };
+        check_funds(chain, &order, within_reach, count)?;
+        Ok(Self { order, least_nonce: covered.saturating_add(1) })
+    }
+
+    /// The jobs, one for each spec, with nonces in a row.
+    pub async fn drafts(self, chain: &Chain, records: &Records, specs: Vec<JobSpec>) -> anyhow::Result<Vec<Draft>> {
+        let mut nonce = records.take_nonces(u64::try_from(specs.len())?, self.least_nonce)?;
+        let domain = chain.domain();
+        let mut drafts = Vec::new();
+        for spec in specs {
+            let order = Order { specHash: typed_data::spec_hash(&spec), nonce, ..self.order.clone() };
+            nonce = nonce.saturating_add(1);
+            drafts.push(Draft { job_id: typed_data::job_id(&order, &domain), order, spec });
+        }
+        if let Some(first) = drafts.first() {
+            identify(chain, first).await?;
+        }
+        Ok(drafts)
+    }
+}
+
+/// Free funds of the order's requester.
+pub async fn free(chain: &Chain, order: &Order) -> anyhow::Result<U256> {
+    Ok(U256::from(chain.escrow().account(order.requester, order.token).call().await?.free))
+}
+
+/// Free funds of the order's requester, and what they have reserved for its node.
+pub async fn deposit(chain: &Chain, order: &Order) -> anyhow::Result<U256> {
+    let free = free(chain, order).await?;
+    if order.node.is_zero() {
+        return Ok(free);
+    }
+    let channel = chain.escrow().reservation(order.requester, order.node, order.token).call().await?;
+    Ok(free.saturating_add(channel.reserved))
+}
+
+/// Refuses `count` orders that the funds do not cover.
+pub fn check_funds(chain: &Chain, order: &Order, has: U256, count: usize) -> anyhow::Result<()> {
+    let needed = U256::from(order.maxPrice).saturating_mul(U256::from(count));
+    let times = if count == 1 { String::new() } else { format!(" for {count} jobs") };
+    anyhow::ensure!(
+        has >= needed,
+        "the price is {needed}{times}, but only {has} of {} is free in your account: see `littoral deposit`",
+        token_name(order.token, &chain.deployment)
+    );
+    Ok(())
+}
+
+/// Makes sure that the contract computes the same id: it does for all orders or for none.
+async fn identify(chain: &Chain, draft: &Draft) -> anyhow::Result<()> {
+    let theirs = chain.escrow().jobIdOf(draft.order.clone()).call().await?;
+    if draft.job_id != theirs {
+        return Err(
+            Failure::Unverified(format!("the order's digest is {}, the escrow says {theirs}", draft.job_id)).into()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn params(more: &[&str]) -> anyhow::Result<String> {
+        let args = ["littoral", "submit", "file", "--price", "1"].iter().chain(more);
+        match Cli::try_parse_from(args)?.command {
+            Command::Submit(args) => params_of(&args),
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn recipients_become_params_and_mistakes_are_found_before_anything_is_sent() {
+        let key = age::x25519::Identity::generate().to_public().to_string();
+        assert_eq!(params(&["--to", &key]).unwrap(), format!(r#"{{"recipients":["{key}"]}}"#));
+        assert_eq!(params(&["--op", "decrypt"]).unwrap(), "");
+        assert_eq!(params(&["--op", "command", "--params", r#"{ "a": 1 }"#]).unwrap(), r#"{"a":1}"#);
+        for bad in [
+            &["--op", "encrypt"][..],
+            &["--to", "age1nonsense"],
+            &["--to", &key, "--params", "{}"],
+            &["--op", "command", "--to", &key],
+            &["--op", "command", "--params", "[1]"],
+            &["--op", "encrypt", "--params", r#"{"recipient":"x"}"#],
+        ] {
+            assert!(params(bad).is_err(), "{bad:?}");
+        }
+    }
+}

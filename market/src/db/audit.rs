@@ -1,0 +1,83 @@
+//! What an audit reads: all of it in one snapshot, so that no two tables are of different moments.
+
+use alloy::primitives::{Address, B256};
+use chrono::{DateTime, Utc};
+use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{Postgres, Transaction};
+
+use super::order::Rail;
+use super::types::{DbAddress, DbAmount, DbHash};
+use crate::Amount;
+
+/// A transaction that only reads, and sees all tables as they are now until it ends.
+pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    pool.begin_with("begin isolation level repeatable read read only").await
+}
+
+/// What a completed job owes its node, with what the order says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// The job.
+    pub job_id: B256,
+    /// Who is to be paid.
+    pub node: Address,
+    /// In which token; zero for the native coin.
+    pub token: Address,
+    /// How much.
+    pub amount: Amount,
+    /// Who pays; nothing where no order is known that could be settled.
+    pub order: Option<DueOrder>,
+    /// Why the settler leaves it alone, if it does.
+    pub hold: Option<String>,
+}
+
+/// The order behind a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueOrder {
+    /// Who pays.
+    pub requester: Address,
+    /// How.
+    pub rail: Rail,
+    /// Up to which a voucher covers.
+    pub nonce: u64,
+    /// Up to when a result settles.
+    pub deadline: DateTime<Utc>,
+    /// Whether a voucher that was countersigned covers it, redeemed or not.
+    pub has_voucher: bool,
+}
+
+/// Every payment that was ever due.
+pub async fn dues(db: &mut PgConnection) -> Result<Vec<Due>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select p.job_id as "job_id: DbHash", p.node as "node: DbAddress", p.token as "token: DbAddress",
+                  p.amount as "amount: DbAmount", h.reason as "hold?", o.rail as "rail?",
+                  o.requester as "requester?: DbAddress", o.nonce as "nonce?: DbAmount", o.deadline as "deadline?",
+                  exists (
+                      select from voucher v
+                      where v.requester = o.requester and v.node = p.node and v.token = p.token
+                        and v.covered_nonce >= o.nonce
+                  ) as "has_voucher!"
+           from payment_due p
+           left join job_order o on o.job_id = p.job_id
+           left join settlement_hold h on h.job_id = p.job_id
+           order by p.job_id"#
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let order = match (row.requester, row.rail, row.nonce, row.deadline) {
+                (Some(requester), Some(rail), Some(nonce), Some(deadline)) => Some(DueOrder {
+                    requester: requester.0,
+                    rail: Rail::parse(&rail)?,
+                    nonce: nonce.to_u64()?,
+                    deadline,
+                    has_voucher: row.has_voucher,
+                }),
+                _ => None,
+            };
+            let (node, token, amount) = (row.node.0, row.token.0, row.amount.0);
+            Ok(Due { job_id: row.job_id.0, node, token, amount, order, hold: row.hold })
+        })
+        .collect()
+}

@@ -1,0 +1,36 @@
+//! `littoral-bench`: what `scripts/bench` runs. Every figure comes from real servers, and the last line of standard output
+//! is one JSON object.
+
+mod settle;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "littoral-bench", version, about = "Measure the marketplace on this machine", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Settle many payments through the real settler, Postgres and Anvil, and compare the chain's logs with Postgres
+    Settle(settle::Settle),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Settle(settle) => settle.run().await,
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

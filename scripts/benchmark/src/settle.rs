@@ -1,0 +1,164 @@
+//! `settle`: many payments to many nodes, vouchers and results mixed.
+//!
+//! Requesters deposit and sign orders, nodes sign receipts, and half of the channels get a voucher; all of it is written to
+//! Postgres as the API writes it. Then the settler starts, and the clock with it. It stops when Postgres says of every job
+//! that it is paid, which it says only of what the indexer has seen on the chain.
+
+mod chain;
+mod verify;
+mod work;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use devnet::{Market, MarketOptions, Service};
+use market::{clock, db};
+use serde::Serialize;
+use sqlx::PgPool;
+
+/// Options of `settle`.
+#[derive(Args)]
+pub struct Settle {
+    /// Jobs that are done and to be paid
+    #[arg(long, default_value_t = 10_000)]
+    payments: usize,
+
+    /// Nodes that did them
+    #[arg(long, default_value_t = 100)]
+    nodes: usize,
+
+    /// Requesters that pay for them; every second pair of requester and node settles by voucher
+    #[arg(long, default_value_t = 20)]
+    requesters: usize,
+
+    /// Seconds between two blocks of the chain
+    #[arg(long, default_value_t = 1.0)]
+    block_time: f64,
+
+    /// Give up after as many seconds
+    #[arg(long, default_value_t = 600)]
+    limit: u64,
+
+    /// Keep the servers' logs in this directory
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
+
+    /// Print nothing but the JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Figures {
+    payments: usize,
+    nodes: usize,
+    vouchers: usize,
+    seconds: f64,
+    payments_per_s: f64,
+    transactions: usize,
+    gas_per_payment: f64,
+    lost: usize,
+    doubled: usize,
+    block_time_s: f64,
+}
+
+impl Settle {
+    /// Measures; whether nothing was lost or doubled.
+    pub async fn run(self) -> anyhow::Result<bool> {
+        let channels = self.requesters * self.nodes;
+        ensure!(channels > 0 && self.payments >= channels, "there must be a payment for every requester and node");
+        let scratch = tempfile::Builder::new().prefix("littoral-bench").tempdir()?;
+        let dir = self.logs.clone().unwrap_or_else(|| scratch.path().to_owned());
+        let mut market = Market::servers(MarketOptions {
+            dir,
+            block_time: Some(self.block_time),
+            env: settler_settings(),
+            ..MarketOptions::default()
+        })
+        .await?;
+        let pool = db::connect(&market.endpoints().database_url, 4).await?;
+        db::migrate(&pool).await?;
+        self.say("funding requesters, and nodes that let the settler redeem");
+        let people = chain::prepare(&market, self.requesters, self.nodes).await?;
+        market.start_service(Service::Indexer).await?;
+        self.say(&format!("signing and storing {} jobs", self.payments));
+        let work = work::store(&pool, &people, self.payments, clock::now()).await?;
+        indexed(&pool, people.prepared_at).await?;
+
+        self.say("settling");
+        let started = Instant::now();
+        market.start_service(Service::Settler).await?;
+        let seconds = self.wait(&pool, started).await?;
+        let found = verify::compare(&pool, &market, &people, &work).await?;
+        let payments = self.payments;
+        let figures = Figures {
+            payments,
+            nodes: self.nodes,
+            vouchers: work.vouchers.len(),
+            seconds: rounded(seconds),
+            payments_per_s: rounded(quotient(payments, seconds)),
+            transactions: found.transactions,
+            gas_per_payment: rounded(f64::from(u32::try_from(found.gas / 1000)?) * 1000.0 / quotient(payments, 1.0)),
+            lost: found.lost,
+            doubled: found.doubled,
+            block_time_s: self.block_time,
+        };
+        println!("{}", serde_json::to_string(&figures)?);
+        Ok(figures.lost == 0 && figures.doubled == 0)
+    }
+
+    async fn wait(&self, pool: &PgPool, started: Instant) -> anyhow::Result<f64> {
+        let mut told = Instant::now();
+        loop {
+            let stats = db::job_view::stats(&mut *pool.acquire().await?, clock::now()).await?;
+            let paid = stats.by_status.get("paid").copied().unwrap_or(0);
+            let took = started.elapsed();
+            if usize::try_from(paid)? == self.payments {
+                return Ok(took.as_secs_f64());
+            }
+            if took > Duration::from_secs(self.limit) {
+                bail!("after {} s only {paid} of {} jobs are paid: {:?}", self.limit, self.payments, stats.by_status);
+            }
+            if told.elapsed() > Duration::from_secs(5) {
+                self.say(&format!("{paid} of {} paid after {:.0} s", self.payments, took.as_secs_f64()));
+                told = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    fn say(&self, what: &str) {
+        if !self.json {
+            eprintln!("{what}");
+        }
+    }
+}
+
+/// Nothing is to be waited for: all of the work is done when the settler starts.
+fn settler_settings() -> Vec<(Service, &'static str, String)> {
+    let set = |name, value: &str| (Service::Settler, name, value.to_owned());
+    vec![set("SETTLER_VOUCHER_GRACE", "0"), set("SETTLER_VOUCHER_WAIT", "2")]
+}
+
+/// Waits until the indexer has applied `block`.
+async fn indexed(pool: &PgPool, block: u64) -> anyhow::Result<()> {
+    for _ in 0..600 {
+        let cursor = db::chain::cursor(&mut *pool.acquire().await?).await?;
+        if cursor.is_some_and(|cursor| cursor.block.number >= block) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    None.with_context(|| format!("the indexer has not reached block {block} within a minute"))
+}
+
+fn quotient(count: usize, by: f64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / by
+}
+
+fn rounded(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
+}
