@@ -9,6 +9,7 @@ mod payments;
 mod proxy;
 mod rails;
 mod reorgs;
+mod scale;
 mod standby;
 mod trouble;
 mod vouchers;

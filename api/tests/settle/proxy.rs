@@ -102,7 +102,7 @@ impl Proxy {
         let mut seen = self.state.2.lock().unwrap();
         let calls = seen.calls.entry(format!("{method} {fault}")).or_default();
         *calls += 1;
-        let now = every > 0 && *calls % every == 0;
+        let now = every > 0 && calls.is_multiple_of(every);
         seen.broken += u64::from(now);
         now
     }

@@ -20,15 +20,13 @@ async fn reorg_of(depth: u64) {
     let settler = world.settler().args(EAGER).spawn().unwrap();
     world.wait_done(&jobs).await;
     let signed = world.signed().await;
-    for round in 0..2 {
+    for _ in 0..2 {
         world.mine(depth.saturating_sub(5)).await;
         world.caught_up().await;
+        let undone = || settler.output().matches("a reorg has undone").count();
+        let before = undone();
         world.provider.anvil_reorg(ReorgOptions { depth, tx_block_pairs: Vec::new() }).await.unwrap();
-        world
-            .wait("the batches are taken up again", async |_| {
-                settler.output().matches("a reorg has undone").count() > round
-            })
-            .await;
+        world.wait("the batches are taken up again", async |_| undone() > before).await;
         world.wait_done(&jobs).await;
         world.assert_exactly_once(&jobs).await;
     }

@@ -122,10 +122,11 @@ pub struct Mined {
 }
 
 /// A pool for the settler's work. Postgres ends a transaction in which nothing happens for `patience`: one of a frozen
-/// leader would keep its successor from taking the lead.
+/// leader would keep its successor from taking the lead. Queries are not compiled, which takes longer than they do.
 pub async fn connect(database_url: &str, max_connections: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {
     let limit = format!("{}ms", patience.as_millis());
-    let options = PgConnectOptions::from_str(database_url)?.options([("idle_in_transaction_session_timeout", limit)]);
+    let options = PgConnectOptions::from_str(database_url)?
+        .options([("idle_in_transaction_session_timeout", limit), ("jit", "off".to_owned())]);
     super::pool_options(max_connections).connect_with(options).await
 }
 

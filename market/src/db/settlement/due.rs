@@ -30,8 +30,8 @@ pub struct Backoff {
 /// The oldest `limit` results whose payment `sender` may send: their order is open, they are in no pending batch, not on
 /// hold, and not backing off at `now`.
 ///
-/// A signed order's result besides: no redeemed voucher pays for it, no voucher of its channel is on its way, and it has
-/// waited for one in vain. One that a voucher covers is left to that voucher as long as `sender` can redeem it; if it cannot,
+/// A signed order's result besides: its requester has the price, no redeemed voucher pays for it, no voucher of its channel
+/// is on its way, and it has waited for one in vain. One that a voucher covers is left to that voucher as long as `sender` can redeem it; if it cannot,
 /// the node may, so the order is settled only once time presses. Run it in a [`super::snapshot`].
 pub async fn due_results(
     db: &mut PgConnection,
@@ -43,9 +43,65 @@ pub async fn due_results(
 ) -> Result<Vec<Candidate>, sqlx::Error> {
     let (tokens, least_tokens, least) = filter.columns();
     let rows = sqlx::query!(
-        r#"select p.job_id as "job_id: DbHash", p.created_at, c.node as "node: DbAddress", c.price as "price: DbAmount",
+        r#"with channel as materialized (
+               -- What holds for all results of a channel is found out once.
+               select k.requester, k.node, k.token, coalesce(x.claimed, 0) as claimed,
+                      coalesce(x.covered_nonce, 0) as redeemed_nonce,
+                      coalesce(x.reserved, 0) + coalesce(a.free, 0) + coalesce(a.thawing, 0) as available,
+                      least(a.thaw_end, x.thaw_end) as thaw_end,
+                      v.signer, v.cumulative, coalesce(v.covered_nonce, 0) as voucher_nonce,
+                      exists (
+                          select from settlement_batch b
+                          join settlement_voucher u on u.batch_id = b.id
+                          where b.state = 'pending' and b.node = k.node and b.token = k.token and u.requester = k.requester
+                      ) as redeeming
+               from (
+                   select distinct g.requester, p.node, p.token
+                   from payment_due p
+                   join signed_order g on g.job_id = p.job_id
+                   where p.closed_at is null
+               ) k
+               left join escrow_channel x on x.requester = k.requester and x.node = k.node and x.token = k.token
+               left join escrow_account a on a.owner = k.requester and a.token = k.token
+               left join lateral (
+                   select v.signer, v.cumulative, v.covered_nonce
+                   from voucher v
+                   where v.requester = k.requester and v.node = k.node and v.token = k.token
+                   order by v.covered_nonce desc, v.cumulative desc
+                   limit 1
+               ) v on true
+           ), channel_redeemable as materialized (
+               select k.*, k.cumulative is not null
+                   and (k.node = $6 or exists (
+                       select from escrow_settler s where s.node = k.node and s.settler = $6 and s.allowed
+                   ))
+                   and not exists (
+                       select from voucher_hold held
+                       where held.requester = k.requester and held.node = k.node and held.token = k.token
+                           and held.cumulative = k.cumulative
+                   )
+                   and (k.signer = k.requester or exists (
+                       select from escrow_session s
+                       where s.requester = k.requester and s.session_key = k.signer and s.token = k.token
+                           and s.expires_at > $1 and s.amount_left >= k.cumulative - k.claimed
+                   ))
+                   -- It pays something: at once, or once what was settled alone above it is counted on top.
+                   and case
+                       when k.cumulative > k.claimed then true
+                       else k.claimed < k.cumulative + (
+                           select coalesce(sum(coalesce(e.resolved_paid, e.price)), 0)
+                           from signed_order g
+                           join escrow_job e on e.job_id = g.job_id
+                           where g.requester = k.requester and g.token = k.token and g.nonce > k.voucher_nonce
+                               and g.order_node in (k.node, '\x0000000000000000000000000000000000000000')
+                               and e.node = k.node and e.state in ('paid', 'resolved') and e.opened_at is null
+                       )
+                   end as redeemable
+               from channel k
+           )
+           select p.job_id as "job_id: DbHash", p.created_at, c.node as "node: DbAddress", c.price as "price: DbAmount",
                   c.result_hash as "result_hash: DbHash", c.receipt_signature, c.assignment_expiry,
-                  c.assignment_signature, h.reverts as "reverts!", n.ends_at
+                  c.assignment_signature, h.reverts as "reverts!", least(o.cancel_at, k.thaw_end) as ends_at
            from payment_due p
            join job_completion c on c.job_id = p.job_id
            join open_order o on o.job_id = p.job_id
@@ -58,46 +114,21 @@ pub async fn due_results(
                join settlement_batch b on b.id = i.batch_id
                where i.job_id = p.job_id and b.kind = $5
            ) h
-           left join escrow_channel x
-               on o.rail = 'signed' and x.requester = o.requester and x.node = c.node and x.token = o.token
-           left join escrow_account a on o.rail = 'signed' and a.owner = o.requester and a.token = o.token
-           cross join lateral (select least(o.cancel_at, a.thaw_end, x.thaw_end) as ends_at) n
-           left join lateral (
-               select v.cumulative,
-                      (c.node = $6 or exists (
-                          select from escrow_settler s where s.node = c.node and s.settler = $6 and s.allowed
-                      ))
-                      and not exists (
-                          select from voucher_hold held
-                          where held.requester = o.requester and held.node = c.node and held.token = o.token
-                              and held.cumulative = v.cumulative
-                      )
-                      and (v.signer = o.requester or exists (
-                          select from escrow_session s
-                          where s.requester = o.requester and s.session_key = v.signer and s.token = o.token
-                              and s.expires_at > $1 and s.amount_left >= v.cumulative - coalesce(x.claimed, 0)
-                      )) as redeemable
-               from voucher v
-               where v.requester = o.requester and v.node = c.node and v.token = o.token and v.covered_nonce >= o.nonce
-               order by v.covered_nonce desc, v.cumulative desc
-               limit 1
-           ) v on o.rail = 'signed'
+           left join channel_redeemable k
+               on o.rail = 'signed' and k.requester = o.requester and k.node = p.node and k.token = p.token
            where p.closed_at is null
              and (cardinality($9::bytea[]) = 0 or p.token = any($9))
              and p.amount >= coalesce((
                  select max(m.amount) from unnest($10::bytea[], $11::numeric[]) as m (token, amount) where m.token = p.token
              ), 0)
              and (o.rail = 'opened' or (
-                 coalesce(x.covered_nonce, 0) < o.nonce
-                 and not exists (
-                     select from settlement_batch b
-                     join settlement_voucher u on u.batch_id = b.id
-                     where b.state = 'pending' and b.node = c.node and b.token = o.token and u.requester = o.requester
-                 )
+                 k.redeemed_nonce < o.nonce
+                 and k.available >= c.price
+                 and not k.redeeming
                  and case
-                     when v.redeemable then false
-                     else o.deadline <= $1 + $8::interval or n.ends_at <= $1 + $8::interval
-                         or (v.cumulative is null and p.created_at <= $1 - $7::interval)
+                     when k.redeemable and k.voucher_nonce >= o.nonce then false
+                     else o.deadline <= $1 + $8::interval or least(o.cancel_at, k.thaw_end) <= $1 + $8::interval
+                         or (k.voucher_nonce < o.nonce and p.created_at <= $1 - $7::interval)
                  end
              ))
              and not h.pending

@@ -128,7 +128,11 @@ pub async fn reopen(
         "update settlement_batch b
          set state = 'pending', ended_at = null, tx_hash = null, block_number = null, block_hash = null,
              gas_used = null, gas_price = null, final_at = null
-         where b.sender = $1 and b.state <> 'pending' and (b.final_at is null or b.nonce >= $2)
+         where b.id in (
+                 select id from settlement_batch where state <> 'pending' and final_at is null and sender = $1
+                 union
+                 select id from settlement_batch where state <> 'pending' and sender = $1 and nonce >= $2
+             )
              and (
                  not exists (select from chain_cursor c where c.block_number >= b.block_number)
                  or exists (
