@@ -9,6 +9,8 @@ mod event;
 mod history;
 mod rows;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
