@@ -4,11 +4,11 @@ mod accept;
 pub mod earnings;
 mod guard;
 mod held;
-mod ledger;
+pub mod ledger;
 pub mod settle;
 mod setup;
 mod store;
-mod verify;
+pub mod verify;
 mod work;
 
 use std::sync::Arc;

@@ -145,7 +145,9 @@ impl Demo {
         let (to, price, token) =
             (identity.to_public().to_string(), self.options.price.to_string(), self.options.token.to_string());
         let node = self.keys.node.address().to_string();
-        let mut args = vec!["submit", &file, "--op", "encrypt", "--to", &to, "--price", &price, "--node", &node];
+        // Opened, so that every step of the money is a transaction to look at.
+        let mut args =
+            vec!["submit", &file, "--open", "--op", "encrypt", "--to", &to, "--price", &price, "--node", &node];
         if !self.options.token.is_zero() {
             args.extend(["--token", &token]);
         }

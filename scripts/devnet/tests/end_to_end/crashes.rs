@@ -8,8 +8,22 @@ use rustix::process::Signal;
 
 use crate::stage::{PRICE, Stage};
 
-/// When to strike.
-const MOMENTS: [&str; 5] = ["awaiting_escrow", "pending", "active", "completed", "settling"];
+/// When to strike, and on which rail: a signed order is pending at once.
+const MOMENTS: [(&str, Rail); 7] = [
+    ("awaiting_escrow", Rail::Opened),
+    ("pending", Rail::Opened),
+    ("active", Rail::Opened),
+    ("completed", Rail::Opened),
+    ("settling", Rail::Opened),
+    ("active", Rail::Signed),
+    ("completed", Rail::Signed),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rail {
+    Opened,
+    Signed,
+}
 
 enum Blow {
     Kill(&'static [Service]),
@@ -57,11 +71,12 @@ async fn release(stage: &mut Stage, moment: &str) {
 }
 
 /// Submits a job, strikes as soon as it is at `moment`, and waits until it is paid.
-async fn job_survives(stage: &mut Stage, blow: &Blow, moment: &str) -> B256 {
+async fn job_survives(stage: &mut Stage, blow: &Blow, (moment, rail): (&str, Rail)) -> B256 {
     let known = stage.known_jobs().await;
-    let input = stage.file("input", format!("struck when {moment}").as_bytes());
+    let input = stage.file("input", format!("struck when {moment}, {rail:?}").as_bytes());
     let mut args = Stage::submit_args(&input, "command");
     args.extend(["--node".to_owned(), stage.node().to_string()]);
+    args.extend((rail == Rail::Opened).then(|| "--open".to_owned()));
     let requester = stage.requester.clone();
 
     hold(stage, moment).await;
@@ -78,7 +93,7 @@ async fn job_survives(stage: &mut Stage, blow: &Blow, moment: &str) -> B256 {
 
     submission.await.unwrap().unwrap_or_else(|error| panic!("struck when {moment}: {error:#}"));
     stage.assert_paid_once(job).await;
-    println!("struck when {moment}: {job} is paid");
+    println!("struck when {moment}, {rail:?}: {job} is paid");
     job
 }
 

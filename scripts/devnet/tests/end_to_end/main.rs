@@ -5,5 +5,7 @@
 
 mod crashes;
 mod jobs;
+mod signed;
 mod stage;
 mod up;
+mod walk_away;

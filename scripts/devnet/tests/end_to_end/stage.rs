@@ -30,9 +30,25 @@ pub struct Stage {
     _database: TestDatabase,
 }
 
+/// How soon results are paid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// By the order, if no voucher is there at once.
+    Orders,
+    /// By vouchers; orders wait for one for as long as in earnest.
+    Vouchers,
+}
+
 impl Stage {
     /// Starts it all.
     pub async fn new() -> Self {
+        Self::at(Pace::Orders).await
+    }
+
+    /// Starts it all, with a settler that waits for vouchers or does not.
+    pub async fn at(pace: Pace) -> Self {
+        let mut settler = vec!["SETTLER_INTERVAL", "SETTLER_MAX_WAIT", "SETTLER_VOUCHER_WAIT"];
+        settler.extend((pace == Pace::Orders).then_some("SETTLER_VOUCHER_GRACE"));
         let database = TestDatabase::create().await.unwrap();
         let dir = devnet::paths::scratch_dir("market").unwrap();
         let market = Market::start(MarketOptions {
@@ -41,9 +57,7 @@ impl Stage {
             // Slow enough to be caught at work.
             node: NodeOptions { command: Some("sh -c 'sleep 1; cat'".to_owned()) },
             // Payments need not wait long for others: there are none.
-            env: ["SETTLER_INTERVAL", "SETTLER_MAX_WAIT"]
-                .map(|name| (Service::Settler, name, "0.3".to_owned()))
-                .to_vec(),
+            env: settler.into_iter().map(|name| (Service::Settler, name, "0.3".to_owned())).collect(),
             ..MarketOptions::default()
         })
         .await
@@ -90,6 +104,15 @@ impl Stage {
     /// The arguments of `submit` for one job at [`PRICE`], to be completed.
     pub fn submit_args(file: &Path, operation: &str) -> Vec<String> {
         ["submit", file.to_str().unwrap(), "--op", operation, "--price", &PRICE.to_string()].map(str::to_owned).to_vec()
+    }
+
+    /// Submits a job for the node, with `more` arguments; returns it.
+    pub async fn submit(&self, operation: &str, content: &[u8], more: &[&str]) -> B256 {
+        let input = self.file("input", content);
+        let mut args = Self::submit_args(&input, operation);
+        args.extend(["--node".to_owned(), self.node().to_string()]);
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        self.requester.run(args).await.unwrap().text("jobId").unwrap().parse().unwrap()
     }
 
     /// Has `content` encrypted to a new key by the node, with `more` arguments for `submit`; waits until that is paid,
@@ -164,6 +187,29 @@ impl Stage {
         let answer = self.get(&format!("/lit-compute/jobs/{job}")).await.unwrap();
         assert_eq!(answer["status"], "paid");
         assert_eq!(answer["closedTx"], payments[0].transaction_hash.unwrap().to_string());
+    }
+
+    /// The nonce of the job's order.
+    async fn nonce(&self, job: B256) -> u64 {
+        let answer = self.get(&format!("/lit-compute/jobs/{job}")).await.unwrap();
+        answer["order"]["nonce"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The API's word that the job was paid, and the chain's that a voucher did it.
+    pub async fn assert_paid_by_voucher(&self, job: B256) {
+        self.reaches(job, "paid").await;
+        assert!(self.chain.events("JobPaid", job).await.unwrap().is_empty(), "{job} was settled by itself");
+        let (covered, nonce) = (self.covered_nonce().await, self.nonce(job).await);
+        assert!(nonce <= covered, "{job} has the nonce {nonce}, redeemed vouchers cover up to {covered}");
+    }
+
+    /// Up to which nonce the chain has redeemed vouchers of the requester for the node, in the native coin.
+    async fn covered_nonce(&self) -> u64 {
+        let account = self.requester.run(["account", "--token", "native"]).await.unwrap();
+        let channels = account.result().unwrap()["channels"].as_array().cloned().unwrap_or_default();
+        let node = self.node().to_string();
+        let channel = channels.iter().find(|channel| channel["node"] == node);
+        channel.map_or(0, |channel| channel["coveredNonce"].as_str().unwrap().parse().unwrap())
     }
 
     /// Redis says so too, whatever happened to it.
