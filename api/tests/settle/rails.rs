@@ -128,7 +128,7 @@ impl World {
     }
 
     /// Asserts by the chain itself that each job was paid once: what every node earned is the sum over its jobs, what every
-    /// channel paid is the sum over its orders, no job was paid alone twice; and that Postgres and its ledger agree.
+    /// channel paid is the sum over its orders, no job was paid alone twice; and that Postgres and its ledger agree, down to a clean audit.
     pub async fn assert_exactly_once(&mut self, jobs: &[Job]) {
         self.assert_exactly_once_besides(jobs, 0).await;
     }
@@ -179,6 +179,7 @@ impl World {
         assert_eq!(booked.trim_start_matches('-'), earned_in_all.to_string(), "the ledger agrees");
         let batches = u64::try_from(self.batches().await.len()).unwrap();
         assert!(self.nonce().await <= batches + foreign, "every transaction of the settler is a batch");
+        self.audit().await;
     }
 
     /// Waits until every batch is final.

@@ -272,6 +272,19 @@ impl World {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Has every balance and every payment recomputed from the chain; fails with what differs.
+    pub async fn audit(&self) {
+        let mut audit = tokio::process::Command::new(devnet::binary("littoral-api").unwrap());
+        audit
+            .args(["audit", "--block", "latest"])
+            .env("DATABASE_URL", self.database.url())
+            .env("RPC_URL", self.anvil.rpc_url())
+            .env("LITTORAL_DEPLOYMENT", &self.deployment.path);
+        let report = audit.output().await.unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(report.status.success(), "{}\n{}", said(&report.stdout), said(&report.stderr));
+    }
+
     /// Polls until `reached`; fails with the indexer's log if it takes too long.
     pub async fn wait(&mut self, what: &str, reached: impl AsyncFn(&Self) -> bool) {
         let started = Instant::now();
