@@ -2,6 +2,7 @@
 
 use alloy::primitives::{Address, B256, Bytes};
 use chrono::{DateTime, Utc};
+use market::db::order::Rail;
 use market::job::{Fence, JobStatus};
 use market::order::{OrderJson, SpecJson, checked, checksummed};
 use market::{Amount, ContentId};
@@ -171,6 +172,9 @@ pub struct Job {
     pub job_id: B256,
     /// Where it stands.
     pub status: JobStatus,
+    /// How it is paid; nothing while it is only announced.
+    #[serde(default)]
+    pub rail: Option<Rail>,
     /// What the requester agreed to.
     pub order: OrderJson,
     /// What the node is to do.

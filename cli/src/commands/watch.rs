@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, B256};
 use anyhow::Context as _;
 use futures::{StreamExt, stream};
+use market::db::order::Rail;
 use market::job::JobStatus;
 use serde_json::json;
 
@@ -168,7 +169,7 @@ fn ending(job: &Job, until: Until) -> Option<anyhow::Result<()>> {
         }
         JobStatus::Failed => Some(Err(Failure::JobFailed(format!("job {} failed{reason}", job.job_id)).into())),
         // What is signed locks nothing.
-        JobStatus::Expired if job.signature.is_some() => {
+        JobStatus::Expired if job.rail == Some(Rail::Signed) => {
             Some(Err(Failure::JobFailed(format!("job {} expired{reason}", job.job_id)).into()))
         }
         JobStatus::Expired => Some(Err(Failure::JobFailed(format!(

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use alloy::primitives::B256;
 use market::abi::{JobSpec, JobState};
+use market::db::order::Rail;
 use market::order::{OrderJson, SpecJson};
 
 use super::{Draft, Submission, describe, plan, report};
@@ -65,7 +66,7 @@ pub async fn open(context: &Context, job_id: B256) -> anyhow::Result<()> {
             let (api, _) = context.market(&chain.deployment).await?;
             let job = verified_job(&api, job_id, &chain.deployment).await?;
             anyhow::ensure!(
-                job.signature.is_none(),
+                job.rail != Some(Rail::Signed),
                 "job {job_id} is signed and paid from the deposit: it need not be opened"
             );
             Draft { job_id, order: job.order.to_order()?, spec: JobSpec::from(&job.spec) }
