@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{ApiError, ApiResult},
+    jobs::Funds,
     store::BlobStore,
 };
 
@@ -47,6 +48,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How many claims may ask the database at once.
     pub claim_slots: usize,
+    /// Blocks on top of one after which nothing in it is undone any more.
+    pub finality_depth: u64,
     /// Whom nodes may let redeem their vouchers.
     pub settler: Option<Address>,
 }
@@ -64,6 +67,7 @@ impl Default for Settings {
             cors_origins: Vec::new(),
             request_timeout: Duration::from_secs(30),
             claim_slots: 8,
+            finality_depth: 64,
             settler: None,
         }
     }
@@ -105,6 +109,8 @@ pub struct Shared {
     pub wake: watch::Sender<u64>,
     /// Bounds how many claims ask the database at once, so that a wake-up of many nodes leaves connections to others.
     pub claim_slots: Semaphore,
+    /// Whether requesters had enough for their signed orders when a claim last looked.
+    pub funds: Funds,
     /// The latest count of jobs and when it was made: counting reads every job.
     pub stats: Mutex<Option<(Instant, Stats)>>,
     /// Cancelled when the process is to end: long polls return, background tasks stop.
@@ -122,6 +128,7 @@ impl App {
             claim_slots: Semaphore::new(parts.settings.claim_slots),
             parts,
             wake: watch::Sender::new(0),
+            funds: Funds::default(),
             stats: Mutex::new(None),
             shutdown: CancellationToken::new(),
             started: Instant::now(),

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use chrono::TimeDelta;
 use market::{
     clock,
-    db::{outbox::Source, session, work},
+    db::{chain, exposure, outbox::Source, session, work},
     redis::projector::Projector,
 };
 use tokio::{task::JoinSet, time::MissedTickBehavior};
@@ -19,12 +19,16 @@ const SESSIONS_EVERY: Duration = Duration::from_secs(60);
 /// How often abandoned uploads are looked for.
 const UPLOADS_EVERY: Duration = Duration::from_secs(15 * 60);
 
+/// How often what the chain has settled for good is closed.
+const CLOSE_EVERY: Duration = Duration::from_secs(15);
+
 /// Starts all tasks. They end when the app shuts down.
 pub fn spawn(app: &App) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(every(app.clone(), "taking back expired leases", EXPIRE_EVERY, expire_leases));
     tasks.spawn(every(app.clone(), "forgetting expired sessions", SESSIONS_EVERY, sweep_sessions));
     tasks.spawn(every(app.clone(), "sweeping abandoned uploads", UPLOADS_EVERY, sweep_uploads));
+    tasks.spawn(every(app.clone(), "closing what is settled for good", CLOSE_EVERY, close_settled));
     tasks.spawn(wake_claims(app.clone()));
     let projector = Projector::new(app.parts.pool.clone(), app.parts.redis.clone(), Source::Work);
     tasks.spawn(projector.run(app.shutdown.clone().cancelled_owned()));
@@ -76,6 +80,25 @@ async fn sweep_uploads(app: App) -> anyhow::Result<()> {
         tracing::info!(swept, "abandoned uploads removed");
     }
     Ok(())
+}
+
+/// Closes payments and signed orders of which the chain has had its last word, so that what is asked of the open ones stays
+/// cheap.
+pub async fn close_settled(app: App) -> anyhow::Result<()> {
+    let Some(cursor) = chain::cursor(&mut *app.parts.pool.acquire().await?).await? else { return Ok(()) };
+    let now = clock::now();
+    let final_block = cursor.block.number.saturating_sub(app.parts.settings.finality_depth);
+    loop {
+        let mut db = app.parts.pool.acquire().await?;
+        let payments = exposure::close_payments(&mut db, final_block, now).await?;
+        let orders = exposure::close_orders(&mut db, final_block, now).await?;
+        if payments + orders > 0 {
+            tracing::debug!(payments, orders, final_block, "closed what is settled for good");
+        }
+        if !exposure::is_full(payments) && !exposure::is_full(orders) {
+            return Ok(());
+        }
+    }
 }
 
 /// Wakes the claims that wait whenever a job may have become claimable.

@@ -7,8 +7,10 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use market::job::WorkError;
+use market::{Amount, job::WorkError};
 use serde::Serialize;
+
+use crate::wire::WalletAddress;
 
 /// The media type of every error body.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -72,6 +74,8 @@ codes! {
     BadSignature = 401 "bad_signature",
     /// The order's price exceeds the requester's free deposit
     PriceAboveDeposit = 402 "price_above_deposit",
+    /// The requester's deposit is bound by other orders
+    InsufficientDeposit = 402 "insufficient_deposit",
     /// The session belongs to another wallet
     WalletMismatch = 403 "wallet_mismatch",
     /// The wallet is not registered as a node on the chain
@@ -106,6 +110,8 @@ codes! {
     DeadlinePassed = 409 "deadline_passed",
     /// The job is not open in the escrow
     NotOpen = 409 "not_open",
+    /// Only a signed order that no node ever had can be withdrawn
+    NotWithdrawable = 409 "not_withdrawable",
     /// The voucher covers nothing that is not covered already
     VoucherStale = 409 "voucher_stale",
     /// The voucher covers an order that the node has yet to do
@@ -142,6 +148,10 @@ codes! {
     OperationNotOffered = 422 "operation_not_offered",
     /// The price exceeds the order's maxPrice
     PriceAboveMax = 422 "price_above_max",
+    /// The order's nonce is covered by a voucher, so that no one would be paid for it
+    NonceCovered = 422 "nonce_covered",
+    /// The order's signature is not by the requester
+    BadOrderSignature = 422 "bad_order_signature",
     /// The receipt's signature is not by the node
     BadReceiptSignature = 422 "bad_receipt_signature",
     /// The voucher's signature is not by the requester or a session key
@@ -166,8 +176,29 @@ pub struct ApiError {
     pub(crate) code: Code,
     detail: String,
     pub(crate) field: Option<String>,
+    deposit: Option<Box<DepositFigures>>,
     /// What really happened, for the log only.
     cause: Option<anyhow::Error>,
+}
+
+/// What an `insufficient_deposit` says besides. Amounts in the token's smallest unit.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DepositFigures {
+    /// Zero for the chain's native coin.
+    pub token: WalletAddress,
+    /// EIP-155 id of the chain on which to deposit.
+    pub chain_id: u64,
+    /// The free balance, as far as the indexer has read.
+    pub free: Amount,
+    /// What is set aside for single nodes.
+    pub reserved: Amount,
+    /// What signed orders that are neither paid nor void have promised.
+    pub promised: Amount,
+    /// What of the free balance nothing binds.
+    pub available: Amount,
+    /// What the order needs of it.
+    pub required: Amount,
 }
 
 /// A handler's result.
@@ -176,12 +207,23 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error with what is particular to this occurrence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), field: None, cause: None }
+        Self { code, detail: detail.into(), field: None, deposit: None, cause: None }
     }
 
     /// An error in the field at the dotted path `field`.
     pub fn field(code: Code, field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { field: Some(field.into()), ..Self::new(code, detail) }
+    }
+
+    /// An order for which the deposit that `deposit` describes is not enough.
+    pub fn insufficient_deposit(deposit: DepositFigures) -> Self {
+        let DepositFigures { free, reserved, promised, available, required, .. } = &deposit;
+        let detail = format!(
+            "needs {required} of the free deposit of {free}, of which {available} is not bound yet: signed orders have \
+             promised {promised}, and {reserved} is set aside for single nodes"
+        );
+        let error = Self::field(Code::InsufficientDeposit, "order.maxPrice", detail);
+        Self { deposit: Some(Box::new(deposit)), ..error }
     }
 
     /// A failure of the server. The client sees an id, the log has the cause under it.
@@ -277,6 +319,19 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub id: Option<String>,
+    /// See [`DepositProblem`].
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    deposit: Option<Box<DepositFigures>>,
+}
+
+/// A `Problem` that says what the deposit is bound by.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct DepositProblem {
+    #[serde(flatten)]
+    problem: Problem,
+    #[serde(flatten)]
+    figures: DepositFigures,
 }
 
 /// Schema of [`Problem::code`]: every code there is.
@@ -298,8 +353,10 @@ impl utoipa::PartialSchema for ProblemCode {
 
 impl utoipa::ToSchema for ProblemCode {}
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// The body that says so, after the log has been told.
+    #[must_use]
+    pub fn into_problem(self) -> Problem {
         let status = self.code.status();
         let id = status.is_server_error().then(|| hex::encode(rand::random::<[u8; 8]>()));
         if let Some(id) = &id {
@@ -308,7 +365,7 @@ impl IntoResponse for ApiError {
         } else {
             tracing::debug!(code = self.code.name(), field = self.field, detail = self.detail, "request refused");
         }
-        let problem = Problem {
+        Problem {
             kind: format!("urn:littoral:problem:{}", self.code.name()),
             title: self.code.title(),
             status: status.as_u16(),
@@ -316,8 +373,15 @@ impl IntoResponse for ApiError {
             code: self.code.name(),
             field: self.field,
             id,
-        };
-        let mut response = (status, Json(problem)).into_response();
+            deposit: self.deposit,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        let mut response = (status, Json(self.into_problem())).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         match status {

@@ -20,12 +20,19 @@ use crate::error::{ApiError, ApiResult, Code};
 /// Most bytes of a JSON body.
 pub const JSON_LIMIT: usize = 1024 * 1024;
 
+/// Most bytes of a JSON body with many orders.
+pub const BULK_LIMIT: usize = 4 * 1024 * 1024;
+
 /// How long a client may pause while it sends a body.
 pub const BODY_IDLE: Duration = Duration::from_secs(30);
 
 /// A JSON body, in and out.
 #[derive(Debug, Clone, Copy)]
 pub struct Json<T>(pub T);
+
+/// A JSON body of many orders, which may be larger than others.
+#[derive(Debug, Clone, Copy)]
+pub struct BulkJson<T>(pub T);
 
 /// Parameters of the path, as a struct that names them.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +54,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, Self::Rejection> {
         require_json(request.headers())?;
         let bytes = read_body(request.into_body(), JSON_LIMIT).await?;
+        parse_json(&bytes).map(Self)
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for BulkJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Self::Rejection> {
+        require_json(request.headers())?;
+        let bytes = read_body(request.into_body(), BULK_LIMIT).await?;
         parse_json(&bytes).map(Self)
     }
 }
@@ -134,15 +151,23 @@ pub fn too_large(limit: usize) -> ApiError {
 fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let cause = error.into_inner();
-        if cause.is_data() {
-            return named_field(Code::InvalidField, &path, &without_position(&cause.to_string()));
+        if error.inner().is_data() {
+            return invalid_field(error);
         }
-        ApiError::new(Code::InvalidJson, cause.to_string())
+        ApiError::new(Code::InvalidJson, error.into_inner().to_string())
     })?;
     json.end().map_err(|error| ApiError::new(Code::InvalidJson, error.to_string()))?;
     Ok(value)
+}
+
+/// Reads a part of a body that was read as JSON before. Fields are named from that part on.
+pub fn parse_value<T: DeserializeOwned>(value: serde_json::Value) -> ApiResult<T> {
+    serde_path_to_error::deserialize(value).map_err(invalid_field)
+}
+
+fn invalid_field(error: serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let path = error.path().to_string();
+    named_field(Code::InvalidField, &path, &without_position(&error.into_inner().to_string()))
 }
 
 /// `detail` without serde_json's " at line 1 column 20".

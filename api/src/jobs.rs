@@ -1,9 +1,14 @@
-//! Jobs: announced and looked at by requesters, claimed and completed by nodes.
+//! Jobs: signed or announced, and looked at by requesters, claimed and completed by nodes.
 
+mod bulk;
+mod cancel;
+mod check;
 mod claim;
 mod complete;
+mod funds;
 mod lease;
 mod list;
+mod signed;
 mod submit;
 
 use alloy::primitives::B256;
@@ -12,7 +17,7 @@ use market::{
     Amount,
     db::{
         job_view::JobView,
-        order::{self, Agreed},
+        order::{self, Agreed, Rail},
     },
     job::JobStatus,
     order::{OrderJson, SpecJson},
@@ -28,12 +33,19 @@ use crate::{
     wire::{Hash, HexBytes, WalletAddress},
 };
 
+pub use funds::Funds;
 pub use lease::{LeaseRef, RenewedLease, expire_leases, renew_lease};
 pub use list::JobPage;
 
 /// The routes of jobs.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(submit::routes()).merge(list::routes()).merge(lease::routes()).merge(complete::routes())
+    OpenApiRouter::new()
+        .merge(submit::routes())
+        .merge(bulk::routes())
+        .merge(cancel::routes())
+        .merge(list::routes())
+        .merge(lease::routes())
+        .merge(complete::routes())
 }
 
 /// The routes that wait, and must not be cut off like the others.
@@ -59,9 +71,11 @@ pub struct JobBody {
     pub job_id: Hash,
     /// Where it stands.
     pub status: JobStatus,
-    /// As opened on the chain, or as announced.
+    /// How it is paid; `null` while it is only announced.
+    pub rail: Option<Rail>,
+    /// As opened on the chain, signed, or announced.
     pub order: OrderJson,
-    /// As opened on the chain, or as announced.
+    /// As opened on the chain, signed, or announced.
     pub spec: SpecJson,
     /// 0 to 1000.
     pub priority: i32,
@@ -86,7 +100,7 @@ pub struct JobBody {
     pub started_at: Option<DateTime<Utc>>,
     /// When the result came.
     pub completed_at: Option<DateTime<Utc>>,
-    /// When it was announced, or else opened.
+    /// When it was announced, or else signed or opened.
     pub created_at: DateTime<Utc>,
     /// When `openJob` was mined.
     pub opened_at: Option<DateTime<Utc>>,
@@ -96,6 +110,12 @@ pub struct JobBody {
     pub finalize_at: Option<DateTime<Utc>>,
     /// The transaction that brought the result, where there is a challenge window.
     pub submitted_tx: Option<Hash>,
+    /// From when on no result settles, if the requester gave notice.
+    pub cancel_at: Option<DateTime<Utc>>,
+    /// The requester's objection to the result.
+    pub dispute: Option<DisputeBody>,
+    /// What the arbiter gave the node of the price.
+    pub resolved_paid: Option<Amount>,
     /// When it was paid or refunded.
     pub closed_at: Option<DateTime<Utc>>,
     /// The transaction that paid or refunded it.
@@ -113,6 +133,7 @@ impl JobBody {
         Self {
             job_id: Hash(job.job_id),
             status: job.status(now),
+            rail: job.rail,
             order: (&job.order).into(),
             spec: (&job.spec).into(),
             priority: job.priority,
@@ -132,10 +153,24 @@ impl JobBody {
             opened_tx: job.opened.map(|opened| Hash(opened.tx)),
             finalize_at: settled.and_then(|s| s.finalize_at),
             submitted_tx: settled.and_then(|s| s.tx).map(Hash),
+            cancel_at: job.cancel_at,
+            dispute: job.dispute.map(|dispute| DisputeBody { bond: dispute.bond, decide_by: dispute.decide_by }),
+            resolved_paid: job.resolved_paid,
             closed_at: job.closed.map(|closed| closed.at),
             closed_tx: job.closed.map(|closed| Hash(closed.tx)),
         }
     }
+}
+
+/// An objection to a result.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Dispute)]
+pub struct DisputeBody {
+    /// What the requester locked to object, in the token's smallest unit.
+    pub bond: Amount,
+    /// End of the arbiter's time.
+    pub decide_by: DateTime<Utc>,
 }
 
 /// The assigner's word that an open order belongs to the node.
@@ -154,7 +189,7 @@ fn not_found(job_id: B256) -> ApiError {
     ApiError::field(Code::JobNotFound, "jobId", format!("There is no job {job_id}."))
 }
 
-/// The job as it is in the escrow.
+/// The job as it was opened or signed.
 async fn agreed(db: &mut PgConnection, job_id: B256) -> ApiResult<Agreed> {
     order::agreed(db, &[job_id]).await?.remove(&job_id).ok_or_else(|| not_found(job_id))
 }

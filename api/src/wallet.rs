@@ -19,11 +19,15 @@ const WALLET_GAS: u64 = 100_000;
 const CALL_GAS: u64 = 21_000;
 const BYTE_GAS: u64 = 40;
 
+/// Whether there is code at `wallet`, at this moment.
+pub async fn is_contract(app: &App, wallet: Address) -> ApiResult<bool> {
+    app.parts.provider.get_code_at(wallet).await.map(|code| !code.is_empty()).map_err(ApiError::unavailable)
+}
+
 /// Whether `wallet` is a contract that takes `signature` over `digest` for its own, at this moment and within the gas that
 /// the escrow gives it. False for accounts without code.
 pub async fn accepts(app: &App, wallet: Address, digest: B256, signature: &[u8]) -> ApiResult<bool> {
-    let provider = &app.parts.provider;
-    if provider.get_code_at(wallet).await.map_err(ApiError::unavailable)?.is_empty() {
+    if !is_contract(app, wallet).await? {
         return Ok(false);
     }
     let call = IERC1271::isValidSignatureCall { hash: digest, signature: Bytes::copy_from_slice(signature) };
@@ -33,7 +37,7 @@ pub async fn accepts(app: &App, wallet: Address, digest: B256, signature: &[u8])
         .with_to(wallet)
         .with_input(data)
         .with_gas_limit((WALLET_GAS + CALL_GAS).saturating_add(data_gas));
-    match provider.call(request).await {
+    match app.parts.provider.call(request).await {
         Ok(answer) => {
             let magic = IERC1271::isValidSignatureCall::SELECTOR;
             Ok(answer.get(..4) == Some(&magic) && answer.get(4..32) == Some(&[0; 28]))

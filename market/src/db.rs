@@ -6,6 +6,7 @@ pub mod blob;
 pub mod chain;
 pub mod chain_view;
 pub mod escrow;
+pub mod exposure;
 pub mod job_view;
 pub mod leader;
 pub mod ledger;

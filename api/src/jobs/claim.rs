@@ -18,11 +18,12 @@ use market::{
     clock,
     db::{
         node_profile,
+        order::{self, Agreed, Rail},
         outbox::{self, Entity, Source},
         registry,
         work::{self, Held, Worker},
     },
-    job::Fence,
+    job::{Fence, Work},
     order::{OrderJson, SpecJson},
     redis::queue,
 };
@@ -42,7 +43,7 @@ use crate::{
     error::{ApiError, ApiResult, Code, Problem},
     extract::Json,
     nodes::staked,
-    wire::Hash,
+    wire::{Hash, HexBytes},
 };
 
 /// Longest wait, in seconds.
@@ -55,6 +56,8 @@ const CANDIDATES: usize = 128;
 const SUGGEST_WITHIN: Duration = Duration::from_millis(250);
 /// How often new candidates are fetched when others took them all.
 const ROUNDS: usize = 3;
+/// Jobs that one decision may pass over because their requesters have too little, or took them back meanwhile.
+const PASSED_OVER: usize = 16;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(claim_job))
@@ -86,10 +89,13 @@ struct LeaseBody {
     attempt: i32,
     /// When the lease ends unless renewed.
     lease_expires_at: DateTime<Utc>,
-    /// As opened on the chain.
+    /// As opened on the chain, or signed.
     order: OrderJson,
-    /// As opened on the chain.
+    /// As opened on the chain, or signed.
     spec: SpecJson,
+    /// The requester's, over the order, if the job is paid from the deposit. To be kept: with it, the receipt and the
+    /// assignment the node can settle the result itself.
+    signature: Option<HexBytes>,
     /// For an open order: that it belongs to this node.
     assignment: Option<AssignmentBody>,
 }
@@ -148,7 +154,7 @@ async fn claim(
     known: Option<&[LeaseRef]>,
     now: DateTime<Utc>,
 ) -> ApiResult<Option<LeaseBody>> {
-    let worker = worker(app, node, now).await?;
+    let mut worker = worker(app, node, now).await?;
     let mut candidates = suggest(app).await;
     for round in 0..ROUNDS {
         let mut db = app.parts.pool.acquire().await?;
@@ -162,7 +168,7 @@ async fn claim(
         // Committed before the transaction that locks: an insert waits for another's of the same row, a lock need not.
         work::ensure_rows(&mut db, &candidates, now).await?;
         drop(db);
-        match decide(app, &worker, known, &candidates, now).await? {
+        match decide(app, &mut worker, known, &candidates, now).await? {
             Decision::Granted(lease) => return Ok(Some(*lease)),
             Decision::Full => return Ok(None),
             Decision::NoneLeft => candidates.clear(),
@@ -191,7 +197,7 @@ async fn worker(app: &App, node: Address, now: DateTime<Utc>) -> ApiResult<Worke
     let profile = node_profile::find(&mut db, node).await?.ok_or_else(profile_missing)?;
     operations.retain(|name| profile.operations.contains(name));
     let deadline_from = now + app.parts.settings.deadline_margin;
-    Ok(Worker { node, operations, assigner: app.assigner(), deadline_from })
+    Ok(Worker { node, operations, assigner: app.assigner(), deadline_from, unfunded: app.funds.short() })
 }
 
 enum Decision {
@@ -205,7 +211,7 @@ enum Decision {
 /// Under the node's lock: gives back what it lost, or leases it the first candidate that is free.
 async fn decide(
     app: &App,
-    worker: &Worker,
+    worker: &mut Worker,
     known: Option<&[LeaseRef]>,
     candidates: &[B256],
     now: DateTime<Utc>,
@@ -217,7 +223,8 @@ async fn decide(
     if let Some(lost) = known.and_then(|known| held.iter().find(|held| !knows(known, held))) {
         let lease = LeaseRef { job_id: Hash(lost.job_id), fence: lost.fence };
         let renewed = renew_lease(app, &mut tx, node, lease, now).await?;
-        let lease = lease_body(app, &mut tx, lost, node, renewed.lease_expires_at).await?;
+        let job = agreed(&mut tx, lost.job_id).await?;
+        let lease = lease_body(app, lost, &job, node, renewed.lease_expires_at)?;
         tx.commit().await?;
         tracing::info!(job_id = %lost.job_id, %node, fence = lost.fence.0, "lease given again");
         return Ok(Decision::Granted(Box::new(lease)));
@@ -227,7 +234,7 @@ async fn decide(
     if i64::try_from(held.len()).is_ok_and(|held| held >= capacity) {
         return Ok(Decision::Full);
     }
-    let Some((job_id, before)) = work::lock_first(&mut tx, candidates, worker, now).await? else {
+    let Some(Chosen { job_id, before, job }) = choose(app, &mut tx, worker, candidates, now).await? else {
         return Ok(Decision::NoneLeft);
     };
     let after = before.claim(node, now, app.parts.settings.lease)?;
@@ -236,11 +243,44 @@ async fn decide(
     outbox::append(&mut tx, Source::Work, Entity::Job(job_id), "job.leased", now).await?;
     let granted =
         Held { job_id, fence: after.fence, expires_at: now + app.parts.settings.lease, attempts: after.attempts };
-    let lease = lease_body(app, &mut tx, &granted, node, granted.expires_at).await?;
+    let lease = lease_body(app, &granted, &job, node, granted.expires_at)?;
     tx.commit().await?;
     metrics::counter!("littoral_jobs_leased_total").increment(1);
     tracing::info!(%job_id, %node, fence = after.fence.0, "job leased");
     Ok(Decision::Granted(Box::new(lease)))
+}
+
+/// A job that is locked and can be leased.
+struct Chosen {
+    job_id: B256,
+    before: Work,
+    job: Agreed,
+}
+
+/// Locks the first candidate that is free and, if it is a signed order, still stands and has a deposit behind it. Requesters
+/// with too little are noted in `worker`, so that all their jobs are passed over at once.
+async fn choose(
+    app: &App,
+    db: &mut PgConnection,
+    worker: &mut Worker,
+    candidates: &[B256],
+    now: DateTime<Utc>,
+) -> ApiResult<Option<Chosen>> {
+    for _ in 0..PASSED_OVER {
+        let Some((job_id, before)) = work::lock_first(db, candidates, worker, now).await? else { return Ok(None) };
+        // What had been read when the lock was taken may be older than the lock: the requester may have taken the order back
+        // while this waited. From here on it cannot.
+        if !order::is_open(db, job_id).await? {
+            continue;
+        }
+        let job = agreed(db, job_id).await?;
+        let key = (job.order.requester, job.order.token);
+        if job.rail == Rail::Opened || app.funds.hold(db, key, now).await? {
+            return Ok(Some(Chosen { job_id, before, job }));
+        }
+        worker.unfunded.push(key);
+    }
+    Ok(None)
 }
 
 fn profile_missing() -> ApiError {
@@ -251,14 +291,13 @@ fn knows(known: &[LeaseRef], held: &Held) -> bool {
     known.iter().any(|lease| lease.job_id.0 == held.job_id && lease.fence == held.fence)
 }
 
-async fn lease_body(
+fn lease_body(
     app: &App,
-    db: &mut PgConnection,
     held: &Held,
+    job: &Agreed,
     node: Address,
     lease_expires_at: DateTime<Utc>,
 ) -> ApiResult<LeaseBody> {
-    let job = agreed(db, held.job_id).await?;
     Ok(LeaseBody {
         job_id: Hash(held.job_id),
         fence: held.fence,
@@ -266,6 +305,7 @@ async fn lease_body(
         lease_expires_at,
         order: (&job.order).into(),
         spec: (&job.spec).into(),
+        signature: (job.rail == Rail::Signed).then(|| HexBytes(job.signature.to_vec())),
         assignment: lease_assignment(app, held.job_id, &job.order, node, lease_expires_at)?,
     })
 }

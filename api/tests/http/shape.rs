@@ -10,7 +10,7 @@ use utoipa::openapi::HttpMethod;
 use crate::support::{Api, Reply, Wish, assigner};
 
 /// Every route there is. Written out, so that none comes or goes unnoticed.
-const ROUTES: [&str; 29] = [
+const ROUTES: [&str; 35] = [
     "GET /",
     "GET /api/status",
     "GET /health/live",
@@ -27,6 +27,9 @@ const ROUTES: [&str; 29] = [
     "GET /lit-compute/nodes/{id}/jobs",
     "GET /lit-compute/nodes/{id}/payments",
     "GET /lit-compute/nodes/{id}/status",
+    "GET /lit-compute/nodes/{id}/vouchers",
+    "GET /lit-compute/vouchers",
+    "GET /lit-compute/vouchers/next",
     "GET /metrics",
     "HEAD /ipfs/{cid}",
     "POST /lit-compute/auth/logout",
@@ -34,11 +37,14 @@ const ROUTES: [&str; 29] = [
     "POST /lit-compute/auth/verify",
     "POST /lit-compute/jobs/claim",
     "POST /lit-compute/jobs/submit",
+    "POST /lit-compute/jobs/submit/bulk",
+    "POST /lit-compute/jobs/{jobId}/cancel",
     "POST /lit-compute/jobs/{jobId}/complete",
     "POST /lit-compute/jobs/{jobId}/fail",
     "POST /lit-compute/jobs/{jobId}/renew",
     "POST /lit-compute/nodes/heartbeat",
     "POST /lit-compute/nodes/register",
+    "POST /lit-compute/vouchers",
     "PUT /lit-compute/blobs",
 ];
 

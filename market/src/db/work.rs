@@ -37,6 +37,8 @@ pub struct Worker {
     pub assigner: Address,
     /// Jobs with an earlier deadline are not given out.
     pub deadline_from: DateTime<Utc>,
+    /// Requesters and tokens whose signed orders are not given out: their deposit is not enough for what they promised.
+    pub unfunded: Vec<(Address, Address)>,
 }
 
 /// A lease that a node holds.
@@ -121,6 +123,9 @@ macro_rules! claimable {
                      union all
                      select from escrow_channel h
                      where h.requester = e.requester and h.node = $3 and h.token = e.token and h.covered_nonce >= e.nonce
+                     union all
+                     select from unnest($8::bytea[], $9::bytea[]) as u (requester, token)
+                     where u.requester = e.requester and u.token = e.token
                  ))
                  and (w.job_id is null or (w.state = 'queued' and (w.not_before is null or w.not_before <= $6)))
             " + $rest,
@@ -131,6 +136,8 @@ macro_rules! claimable {
             DbAddress($worker.assigner) as _,
             $now,
             NODE_ATTEMPTS,
+            &$worker.unfunded.iter().map(|(requester, _)| DbAddress(*requester)).collect::<Vec<_>>() as _,
+            &$worker.unfunded.iter().map(|(_, token)| DbAddress(*token)).collect::<Vec<_>>() as _,
             $($arg),*
         )
     };
@@ -149,12 +156,12 @@ pub async fn candidates(
             r#"select q.job_id as "job_id!: DbHash" from (
                 select e.job_id,
                     floor(extract(epoch from e.enqueued_at) * 1000)::bigint
-                        - (e.priority - 100)::bigint * $8::bigint as score
+                        - (e.priority - 100)::bigint * $10::bigint as score
                 from open_order e
                 left join job_work w on w.job_id = e.job_id"#,
-            "order by e.enqueued_at, e.job_id limit $9
+            "order by e.enqueued_at, e.job_id limit $11
             ) q
-            order by q.score, q.job_id limit $10"
+            order by q.score, q.job_id limit $12"
         ),
         worker,
         now,
@@ -199,8 +206,8 @@ pub async fn lock_first(
             r#"select w.job_id as "job_id: DbHash", w.state, w.fence, w.attempts, w.node as "node?: DbAddress",
                 w.leased_at, w.lease_expires_at, w.not_before
             from open_order e join job_work w on w.job_id = e.job_id"#,
-            "and e.job_id = any($8::bytea[])
-            order by array_position($8::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
+            "and e.job_id = any($10::bytea[])
+            order by array_position($10::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
         ),
         worker,
         now,
