@@ -273,18 +273,25 @@ fn is_same(best: &Signed, signed: &Voucher) -> bool {
     best.cumulative == signed.cumulative.into() && best.covered_nonce == signed.coveredNonce
 }
 
-/// Who signed: the requester, by its key or as a contract wallet, or whichever key did.
+/// Who signed: the requester, by its key or as a contract wallet, or one of its session keys.
 async fn signer(app: &App, channel: Channel, digest: B256, signature: &[u8]) -> ApiResult<Address> {
-    let bad = |detail: String| ApiError::field(Code::BadVoucherSignature, "signature", detail);
-    match typed_data::recover(signature, digest) {
-        Ok(signer) if signer == channel.requester => Ok(signer),
-        recovered => {
-            if wallet::accepts(app, channel.requester, digest, signature).await? {
-                return Ok(channel.requester);
-            }
-            recovered.map_err(|error| bad(error.to_string()))
+    let recovered = typed_data::recover(signature, digest);
+    if let Ok(signer) = recovered {
+        let key = (channel.requester, signer, channel.token);
+        let is_key = signer == channel.requester
+            || escrow::sessions(&mut *app.parts.pool.acquire().await?, &[key]).await?.contains_key(&key);
+        if is_key {
+            return Ok(signer);
         }
     }
+    if wallet::accepts(app, channel.requester, digest, signature).await? {
+        return Ok(channel.requester);
+    }
+    let detail = match recovered {
+        Ok(signer) => format!("is by {signer}, which is neither the requester nor a session key of the token"),
+        Err(error) => error.to_string(),
+    };
+    Err(ApiError::field(Code::BadVoucherSignature, "signature", detail))
 }
 
 /// That the voucher is worth what it covers, and harms nobody.

@@ -148,7 +148,11 @@ async fn an_account_shows_what_the_indexer_has_read() {
     let account = api.get(&format!("/lit-compute/accounts/{}", owner.name())).await.ok();
     let zero = Address::ZERO.to_checksum(None);
     let balance = json!({ "token": zero, "free": "1000000", "thawing": "0", "thawEnd": null });
-    assert_eq!(account.body, json!({ "address": owner.name(), "balances": [balance], "earned": [] }));
+    let bound = json!({ "token": zero, "promised": "0", "reserved": "0", "available": "1000000", "channels": [] });
+    assert_eq!(
+        account.body,
+        json!({ "address": owner.name(), "balances": [balance], "earned": [], "accounts": [bound] })
+    );
     for bad in ["0x12", "vitalik.eth", &format!("0x{}", "A".repeat(40))] {
         let reply = api.get(&format!("/lit-compute/accounts/{bad}")).await;
         reply.is_problem(422, "invalid_parameter", Some("address"));

@@ -252,7 +252,7 @@ pub async fn standing(
              and g.order_node in ($2, '\x0000000000000000000000000000000000000000')
              and g.closed_at is null and g.withdrawn_at is null
              and coalesce(w.state, 'queued') in ('queued', 'leased')
-             and not (w.state = 'leased' and w.node <> $2)
+             and (w.state is distinct from 'leased' or w.node = $2)
              and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none')"#,
         DbAddress(channel.requester) as _,
         DbAddress(channel.node) as _,
