@@ -10,6 +10,7 @@ use alloy::providers::Provider;
 use anyhow::Context as _;
 use market::ContentId;
 use market::abi::IJobEscrow::{JobPaid, ResultSubmitted};
+use market::db::order::Rail;
 use market::job::JobStatus;
 use serde_json::json;
 use tempfile::NamedTempFile;
@@ -115,7 +116,32 @@ async fn check_result(context: &Context, chain: &Chain, job: &Job) -> anyhow::Re
             ContentId::from_digest(hash)
         ))
         .into()),
+        // A voucher pays for jobs without naming them. Who countersigned knows the receipt.
+        None if job.rail == Some(Rail::Signed) => check_delivery(context, chain, job, cid),
         None => Err(Failure::Unverified(format!("transaction {tx} did not settle job {}", job.job_id)).into()),
+    }
+}
+
+/// The result must be what the node's receipt named when the job was countersigned here.
+fn check_delivery(context: &Context, chain: &Chain, job: &Job, cid: ContentId) -> anyhow::Result<()> {
+    let record = if context.has_signer() {
+        context.records(&chain.deployment, context.signer()?.address())?.order(job.job_id)?
+    } else {
+        None
+    };
+    match record.and_then(|record| record.delivery) {
+        Some(delivery) if delivery.result_hash == cid.digest() => Ok(()),
+        Some(delivery) => Err(Failure::Unverified(format!(
+            "the API says the result is {cid}, the receipt that you countersigned says {}",
+            ContentId::from_digest(delivery.result_hash)
+        ))
+        .into()),
+        None => {
+            context
+                .out
+                .note("A voucher paid for the job, which does not name the result: its content id is the API's word");
+            Ok(())
+        }
     }
 }
 
