@@ -1,4 +1,4 @@
-//! Jobs of all kinds, from the deposit to the withdrawal.
+//! Jobs of all kinds, opened on the chain, from the deposit to the withdrawal.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn files_of_all_sizes_are_encrypted_paid_and_told_of_in_redis() {
     rand::rng().fill_bytes(&mut large);
     let mut last = B256::ZERO;
     for content in [readme.as_slice(), b"", &large] {
-        last = stage.encrypt(content, &["--node", &to]).await;
+        last = stage.encrypt(content, &["--open", "--node", &to]).await;
         stage.assert_paid_once(last).await;
     }
     assert_redis_tells(&stage, last).await;
@@ -81,7 +81,7 @@ async fn jobs_are_paid_in_tokens_and_open_orders_after_their_window() {
 
     stage.chain.mint(keys.deployer, token, requester, amount).await.unwrap();
     stage.requester.run(["deposit", &amount.to_string(), "--token", &token_text]).await.unwrap();
-    let job = stage.encrypt(b"paid in a token", &["--node", &to, "--token", &token_text]).await;
+    let job = stage.encrypt(b"paid in a token", &["--open", "--node", &to, "--token", &token_text]).await;
     stage.assert_paid_once(job).await;
     let left = stage.chain.holdings(requester, token).await.unwrap();
     assert_eq!((left.wallet, left.deposited), (U256::ZERO, amount - U256::from(PRICE)));
@@ -91,7 +91,7 @@ async fn jobs_are_paid_in_tokens_and_open_orders_after_their_window() {
     assert_eq!((withdrawn.wallet, withdrawn.earned), (U256::from(PRICE), U256::ZERO));
 
     // No node named: the assigner binds the order to the node that claims it, and a window is required.
-    let open = stage.encrypt(b"for whoever comes first", &["--window", "2"]).await;
+    let open = stage.encrypt(b"for whoever comes first", &["--open", "--window", "2"]).await;
     stage.assert_paid_once(open).await;
     let submitted = stage.chain.events("ResultSubmitted", open).await.unwrap();
     assert_eq!(submitted.len(), 1, "the result was on the chain before it was paid");
@@ -109,7 +109,8 @@ async fn a_job_submitted_right_after_its_deposit_waits_until_that_is_indexed() {
     stage.market.process(Service::Indexer).unwrap().signal(Signal::STOP).unwrap();
     stage.requester.run(["deposit", &price]).await.unwrap();
     let (file, node) = (stage.file("input", b"in a hurry"), stage.node().to_string());
-    let args = ["submit", file.to_str().unwrap(), "--op", "command", "--price", &price, "--node", &node];
+    let args =
+        ["submit", file.to_str().unwrap(), "--no-voucher", "--op", "command", "--price", &price, "--node", &node];
     let args = args.map(str::to_owned);
     let requester = stage.requester.clone();
     let submission = tokio::spawn(async move { requester.run(args).await });

@@ -55,6 +55,21 @@ async fn a_signed_job_is_delivered_countersigned_and_paid_by_the_voucher() {
 }
 
 #[tokio::test]
+async fn vouchers_pay_in_tokens_too() {
+    let stage = Stage::at(Pace::Vouchers).await;
+    let keys = stage.market.keys();
+    let token = stage.market.deployment().manifest.tokens["TEST"];
+    stage.chain.mint(keys.deployer, token, keys.requester.address(), prices(2)).await.unwrap();
+    let (all, to) = (prices(2).to_string(), stage.node().to_string());
+    stage.requester.run(["deposit", &all, "--token", "TEST", "--permit"]).await.unwrap();
+    let job = stage.encrypt(b"paid in a token", &["--node", &to, "--token", "TEST"]).await;
+    stage.assert_paid_by_voucher(job).await;
+    assert_eq!(stage.chain.holdings(stage.node(), token).await.unwrap().earned, prices(1));
+    stage.operator.run(["node", "withdraw", "--token", "TEST"]).await.unwrap();
+    assert_eq!(stage.chain.holdings(stage.node(), token).await.unwrap().wallet, prices(1));
+}
+
+#[tokio::test]
 async fn a_session_key_countersigns_many_jobs_with_few_vouchers() {
     let stage = Stage::at(Pace::Vouchers).await;
     let made = stage.requester.run(["session", "create", "--no-passphrase"]).await.unwrap();
@@ -93,8 +108,10 @@ async fn a_requester_who_goes_silent_pays_by_the_order() {
     assert_eq!(earned(&stage).await, prices(1));
     // The order was paid for by itself; a voucher that covers it promises no more.
     let next = stage.submit("command", b"back again", &["--wait"]).await;
-    stage.assert_paid_once(next).await;
+    stage.reaches(next, "paid").await;
     assert_eq!(earned(&stage).await, prices(2));
+    let listed = vouchers(&stage, &[]).await;
+    assert_eq!(listed[0]["cumulative"], prices(2).to_string(), "all that the channel ever paid or is to pay");
 }
 
 #[tokio::test]

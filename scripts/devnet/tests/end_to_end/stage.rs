@@ -189,23 +189,25 @@ impl Stage {
         assert_eq!(answer["closedTx"], payments[0].transaction_hash.unwrap().to_string());
     }
 
-    /// The nonce of the job's order.
-    async fn nonce(&self, job: B256) -> u64 {
+    /// The nonce of the job's order, and its token.
+    async fn nonce(&self, job: B256) -> (u64, String) {
         let answer = self.get(&format!("/lit-compute/jobs/{job}")).await.unwrap();
-        answer["order"]["nonce"].as_str().unwrap().parse().unwrap()
+        let text = |name: &str| answer["order"][name].as_str().unwrap().to_owned();
+        (text("nonce").parse().unwrap(), text("token"))
     }
 
     /// The API's word that the job was paid, and the chain's that a voucher did it.
     pub async fn assert_paid_by_voucher(&self, job: B256) {
         self.reaches(job, "paid").await;
         assert!(self.chain.events("JobPaid", job).await.unwrap().is_empty(), "{job} was settled by itself");
-        let (covered, nonce) = (self.covered_nonce().await, self.nonce(job).await);
+        let (nonce, token) = self.nonce(job).await;
+        let covered = self.covered_nonce(&token).await;
         assert!(nonce <= covered, "{job} has the nonce {nonce}, redeemed vouchers cover up to {covered}");
     }
 
-    /// Up to which nonce the chain has redeemed vouchers of the requester for the node, in the native coin.
-    async fn covered_nonce(&self) -> u64 {
-        let account = self.requester.run(["account", "--token", "native"]).await.unwrap();
+    /// Up to which nonce the chain has redeemed vouchers of the requester for the node in the token.
+    async fn covered_nonce(&self, token: &str) -> u64 {
+        let account = self.requester.run(["account", "--token", token]).await.unwrap();
         let channels = account.result().unwrap()["channels"].as_array().cloned().unwrap_or_default();
         let node = self.node().to_string();
         let channel = channels.iter().find(|channel| channel["node"] == node);
