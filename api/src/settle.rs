@@ -23,11 +23,13 @@ mod trial;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::FutureExt;
 use market::clock;
 use market::db::leader::{FenceError, Leadership, Role};
 use market::db::settlement;
 use market::deployment::Deployment;
 use sqlx::PgPool;
+use sqlx::postgres::PgListener;
 use tokio::time::MissedTickBehavior;
 
 pub use args::{RunArgs, SettleArgs};
@@ -37,6 +39,8 @@ use settler::{RoundError, Settler};
 const DATABASE_CONNECTIONS: u32 = 4;
 /// No round takes as long unless the RPC hangs; it is then given up and begun anew.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
+/// How long to wait for more news of the indexer before acting on them.
+const NEWS_GATHER: Duration = Duration::from_millis(100);
 /// Which part of the time after which it would lose the lead a leader lets pass between two signs of life.
 const SIGNS_OF_LIFE: u32 = 4;
 
@@ -60,6 +64,7 @@ async fn settle(args: RunArgs) -> anyhow::Result<()> {
     market::db::migrate(&pool).await.context("migrating the database")?;
     let lead_pool =
         settlement::connect_lead(&args.database_url, args.lead_timeout).await.context("connecting to Postgres")?;
+    let news = settlement::listen(&args.database_url).await.context("listening to Postgres")?;
     let provider = market::rpc::connect(&args.chain.rpc_url, &deployment).await?;
     if let Some(bind) = args.metrics_bind {
         metrics::serve(bind).await?;
@@ -73,7 +78,7 @@ async fn settle(args: RunArgs) -> anyhow::Result<()> {
     let settler = Settler::new(pool, provider, args.settler_key.clone(), &deployment, args.options()?);
     // Stopping drops the round wherever it waits: it must be as safe as a crash anyway.
     tokio::select! {
-        () = lead(lead_pool, settler, args.interval, args.lead_timeout) => {}
+        () = lead(lead_pool, news, settler, args.interval, args.lead_timeout) => {}
         stop = stop_signal() => stop?,
     }
     tracing::info!("settler stopped");
@@ -90,14 +95,18 @@ async fn stop_signal() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a round every `interval` while this process leads, and tries to take the lead while it does not.
-async fn lead(pool: PgPool, mut settler: Settler, interval: Duration, timeout: Duration) {
+/// Runs a round every `interval`, and when the indexer has news, while this process leads; tries to take the lead while it
+/// does not.
+async fn lead(pool: PgPool, mut news: PgListener, mut settler: Settler, interval: Duration, timeout: Duration) {
     let mut ticks = tokio::time::interval(interval.min(timeout / SIGNS_OF_LIFE));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leadership: Option<Leadership> = None;
     let mut failing: Option<String> = None;
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = heard(&mut news, interval.min(NEWS_GATHER)), if leadership.is_some() => ticks.reset(),
+        }
         let result = turn(&pool, &mut settler, &mut leadership, timeout / SIGNS_OF_LIFE).await;
         metrics::leading(leadership.is_some());
         match result {
@@ -117,6 +126,15 @@ async fn lead(pool: PgPool, mut settler: Settler, interval: Duration, timeout: D
             }
         }
     }
+}
+
+/// Ends when the indexer has applied something, and what else it applies at once. Without a listener there are ticks.
+async fn heard(news: &mut PgListener, gather: Duration) {
+    if news.recv().await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(gather).await;
+    while let Some(Ok(_)) = news.recv().now_or_never() {}
 }
 
 async fn turn(

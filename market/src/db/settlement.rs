@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::{Postgres, Transaction};
 
 use crate::batch::{Batch, Channel, Kind};
@@ -136,6 +136,13 @@ pub async fn connect_lead(database_url: &str, patience: Duration) -> Result<PgPo
     let limit = format!("{}ms", patience.as_millis());
     let options = PgConnectOptions::from_str(database_url)?.options([("idle_session_timeout", limit)]);
     PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(5)).connect_with(options).await
+}
+
+/// Hears of what the indexer has applied, when it is committed.
+pub async fn listen(database_url: &str) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect(database_url).await?;
+    listener.listen(Source::Chain.channel()).await?;
+    Ok(listener)
 }
 
 /// A transaction whose reads all see the database as it is now, so that the indexer cannot change it between two of them.
