@@ -87,7 +87,7 @@ impl Report {
         found: &T,
     ) {
         if expected != found {
-            let (expected, found) = changes(&format!("{expected:#?}"), &format!("{found:#?}"));
+            let (expected, found) = changes(&format!("{expected:?}"), &format!("{found:?}"));
             self.differs(what, subject(), expected, found);
         }
     }
@@ -112,18 +112,25 @@ impl Report {
     }
 }
 
-/// The lines in which two texts of several lines differ, joined.
+/// The fields in which two values, written out, differ.
 fn changes(expected: &str, found: &str) -> (String, String) {
-    let (ours, theirs): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let (ours, theirs) = (fields(expected), fields(found));
     let only = |these: &[&str], others: &[&str]| {
-        let lines = these.iter().filter(|line| !others.contains(line)).map(|line| line.trim().trim_end_matches(','));
-        lines.collect::<Vec<_>>().join(" ")
+        let fields: Vec<&str> = these.iter().filter(|field| !others.contains(field)).copied().collect();
+        fields.join(", ")
     };
     match (only(&ours, &theirs), only(&theirs, &ours)) {
-        // Lines that were swapped: tell all of them.
-        (a, b) if a.is_empty() && b.is_empty() => (expected.to_owned(), found.to_owned()),
+        // One has nothing of its own, or the same in another order: tell all.
+        (a, b) if a.is_empty() || b.is_empty() => (expected.to_owned(), found.to_owned()),
         (a, b) => (a, b),
     }
+}
+
+/// `Some(Row { a: 1, b: 2 })` as `a: 1` and `b: 2`.
+fn fields(text: &str) -> Vec<&str> {
+    text.split(", ")
+        .map(|part| part.rsplit("{ ").next().unwrap_or(part).trim_end_matches(" })").trim_end_matches(" }"))
+        .collect()
 }
 
 impl fmt::Display for Report {
@@ -136,5 +143,20 @@ impl fmt::Display for Report {
         }
         self.payments.fmt(f)?;
         writeln!(f, "{}", if self.is_clean() { "nothing differs" } else { "the books do not agree" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::changes;
+
+    #[test]
+    fn only_what_differs_is_told() {
+        let (one, other) =
+            ("Some(Row { a: 1, b: X { c: 2, d: 3 }, e: 4 })", "Some(Row { a: 1, b: X { c: 5, d: 3 }, e: 4 })");
+        assert_eq!(changes(one, other), ("c: 2".to_owned(), "c: 5".to_owned()));
+        assert_eq!(changes("None", "Some(Row { a: 1, b: 2 })").1, "a: 1, b: 2");
+        // Nothing of its own: all of it.
+        assert_eq!(changes("[1, 2", "[1, 2, 3"), ("[1, 2".to_owned(), "[1, 2, 3".to_owned()));
     }
 }
