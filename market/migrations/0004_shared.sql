@@ -110,6 +110,11 @@ select
         when v.covered then 'failed'                  -- void: no node can be paid for it any more
         when not o.spec_valid then 'failed'           -- no node is given it, ever
         when w.state = 'completed' and b.id is not null then 'settling'
+        -- A voucher pays for it whatever becomes of the order: it is out of the deadline's reach.
+        when w.state = 'completed' and exists (
+            select from voucher u
+            where u.requester = g.requester and u.node = c.node and u.token = g.token and u.covered_nonce >= g.nonce
+        ) then 'settling'
         when w.state = 'completed' then 'completed'
         when w.state = 'failed' then 'failed'
         when w.state = 'leased' then 'active'

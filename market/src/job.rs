@@ -201,7 +201,7 @@ pub enum JobStatus {
     Active,
     /// Done; its payment is due.
     Completed,
-    /// Its payment is in a transaction that was sent.
+    /// Its payment is in a transaction that was sent, or promised by a voucher.
     Settling,
     /// Its result is on the chain and its challenge window runs.
     Challengeable,

@@ -46,9 +46,9 @@ enum PaymentStatus {
     Due,
     /// The settler has given it up: the contract refused it for good.
     Held,
-    /// In a transaction that was sent.
+    /// In a transaction that was sent, or promised by a voucher.
     Settling,
-    /// On the chain; the challenge window runs.
+    /// On the chain; the challenge window or the arbiter's time runs.
     Challengeable,
     /// Credited.
     Paid,
@@ -133,7 +133,10 @@ fn payment_status(job: &job_view::JobView, node: Address, now: DateTime<Utc>) ->
     let submitted = job.settled.as_ref().and_then(|settled| settled.tx);
     match job.status(now) {
         JobStatus::Paid => (PaymentStatus::Paid, job.closed.map(|closed| closed.tx)),
-        JobStatus::Challengeable => (PaymentStatus::Challengeable, submitted),
+        JobStatus::Resolved if job.resolved_paid.is_some_and(|paid| paid != Amount::ZERO) => {
+            (PaymentStatus::Paid, job.closed.map(|closed| closed.tx))
+        }
+        JobStatus::Challengeable | JobStatus::Disputed => (PaymentStatus::Challengeable, submitted),
         JobStatus::Settling => (PaymentStatus::Settling, job.batch.and_then(|batch| batch.tx)),
         JobStatus::Completed if job.hold_reason.is_some() => (PaymentStatus::Held, None),
         JobStatus::Completed => (PaymentStatus::Due, None),
