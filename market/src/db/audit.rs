@@ -42,7 +42,7 @@ pub struct DueOrder {
     pub nonce: u64,
     /// Up to when a result settles.
     pub deadline: DateTime<Utc>,
-    /// Whether a voucher that was countersigned covers it, redeemed or not.
+    /// Whether a voucher that was countersigned covers it, redeemed or not. One that the contract refuses for good is none.
     pub has_voucher: bool,
 }
 
@@ -56,6 +56,11 @@ pub async fn dues(db: &mut PgConnection) -> Result<Vec<Due>, sqlx::Error> {
                       select from voucher v
                       where v.requester = o.requester and v.node = p.node and v.token = p.token
                         and v.covered_nonce >= o.nonce
+                        and not exists (
+                            select from voucher_hold u
+                            where u.requester = v.requester and u.node = v.node and u.token = v.token
+                              and u.cumulative = v.cumulative
+                        )
                   ) as "has_voucher!"
            from payment_due p
            left join job_order o on o.job_id = p.job_id
