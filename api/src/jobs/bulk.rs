@@ -166,10 +166,10 @@ fn read(app: &App, value: Value) -> Item {
 async fn contracts(app: &App, items: &[Item]) -> HashMap<Address, bool> {
     let wallets: HashSet<Address> =
         items.iter().filter_map(|item| item.draft.as_ref().ok()).filter_map(SignedDraft::wallet).collect();
-    let answers = stream::iter(wallets)
-        .map(async |wallet| wallet::is_contract(app, wallet).await.ok().map(|is_contract| (wallet, is_contract)))
-        .buffer_unordered(WALLETS_AT_ONCE);
-    answers.filter_map(async |answer| answer).collect().await
+    let answers =
+        stream::iter(wallets).map(|wallet| async move { (wallet, wallet::is_contract(app, wallet).await.ok()) });
+    let answers: Vec<_> = answers.buffer_unordered(WALLETS_AT_ONCE).collect().await;
+    answers.into_iter().filter_map(|(wallet, is_contract)| Some((wallet, is_contract?))).collect()
 }
 
 async fn check_signer(app: &App, caller: Address, contracts: &HashMap<Address, bool>, item: Item) -> Item {

@@ -285,6 +285,7 @@ impl Api {
             "select jsonb_build_object(
                 'blob', (select jsonb_agg(t order by cid) from blob t),
                 'job_submission', (select jsonb_agg(t order by job_id) from job_submission t),
+                'signed_order', (select jsonb_agg(t order by job_id) from signed_order t),
                 'job_work', (select jsonb_agg(t order by job_id) from job_work t),
                 'job_attempt', (select jsonb_agg(t order by job_id, fence) from job_attempt t),
                 'job_completion', (select jsonb_agg(t order by job_id) from job_completion t),
