@@ -199,7 +199,8 @@ pub(super) fn channel(order: &Order) -> Option<Channel> {
     (node != Address::ZERO).then_some(Channel { requester, node, token })
 }
 
-async fn covered_nonce(db: &mut PgConnection, channel: Channel) -> ApiResult<u64> {
+/// Up to which nonce vouchers cover the channel's orders, redeemed or not.
+pub(super) async fn covered_nonce(db: &mut PgConnection, channel: Channel) -> ApiResult<u64> {
     let key = (channel.requester, channel.node, channel.token);
     let chain = escrow::channels(db, &[key]).await?.get(&key).map_or(0, |channel| channel.covered_nonce);
     let best = voucher::best(db, channel).await?.map_or(0, |best| best.covered_nonce);

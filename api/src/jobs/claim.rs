@@ -15,12 +15,14 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use market::{
+    abi::Order,
     clock,
     db::{
         node_profile,
         order::{self, Agreed, Rail},
         outbox::{self, Entity, Source},
         registry,
+        voucher::{self, Channel},
         work::{self, Held, Worker},
     },
     job::{Fence, Work},
@@ -34,7 +36,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AssignmentBody, agreed,
+    AssignmentBody, agreed, check,
     lease::{LeaseRef, lease_assignment, renew_lease},
 };
 use crate::{
@@ -275,12 +277,25 @@ async fn choose(
         }
         let job = agreed(db, job_id).await?;
         let key = (job.order.requester, job.order.token);
-        if job.rail == Rail::Opened || app.funds.hold(db, key, now).await? {
+        if job.rail == Rail::Opened {
             return Ok(Some(Chosen { job_id, before, job }));
+        }
+        if app.funds.hold(db, key, now).await? {
+            let uncovered = is_uncovered(db, &job.order, worker.node).await?;
+            return Ok(uncovered.then_some(Chosen { job_id, before, job }));
         }
         worker.unfunded.push(key);
     }
     Ok(None)
+}
+
+/// That no voucher of the node covers the order, and none will while it has the lease: a voucher that is handed in at this
+/// moment is kept before, and seen here, or waits, and finds the order in the node's hands. One channel is locked in a
+/// transaction, so that this and what locks several cannot wait for each other.
+async fn is_uncovered(db: &mut PgConnection, order: &Order, node: Address) -> ApiResult<bool> {
+    let channel = Channel { requester: order.requester, node, token: order.token };
+    voucher::lock(db, channel).await?;
+    Ok(order.nonce > check::covered_nonce(db, channel).await?)
 }
 
 fn profile_missing() -> ApiError {

@@ -81,7 +81,7 @@ impl From<u128> for DbAmount {
 }
 impl DbAmount {
     /// A number that the contracts keep in 64 bits, such as a nonce.
-    pub(super) fn to_u64(self) -> Result<u64, sqlx::Error> {
+    pub(in crate::db) fn to_u64(self) -> Result<u64, sqlx::Error> {
         u64::try_from(self.0.0).map_err(|error| sqlx::Error::Decode(Box::new(error)))
     }
 }

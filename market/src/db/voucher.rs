@@ -3,17 +3,19 @@
 //! A channel is what lies between a requester and a node in one token. `cumulative` of a voucher is all that the channel ever
 //! paid, or is to pay, for its signed orders with a nonce up to `coveredNonce`.
 
-use std::collections::BTreeMap;
+mod standing;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::Address;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
 use super::escrow;
-use super::types::{DbAddress, DbAmount, DbHash};
+use super::types::{DbAddress, DbAmount};
 use crate::Amount;
 use crate::abi::Voucher;
 use crate::fold::EscrowChannel;
+
+pub use standing::{Done, Standing, standing};
 
 /// Names a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,133 +140,6 @@ pub async fn best_of(
     .fetch_all(db)
     .await?;
     rows.into_iter().map(Row::read).collect()
-}
-
-/// A job of a channel that is done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Done {
-    /// Which.
-    pub job_id: B256,
-    /// Of its order.
-    pub nonce: u64,
-    /// What the receipt asks, in the token's smallest unit.
-    pub price: Amount,
-    /// SHA2-256 of the output.
-    pub result_hash: B256,
-    /// By the node, over `Receipt`.
-    pub receipt_signature: Vec<u8>,
-}
-
-/// Where a channel stands towards its next voucher.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// The best voucher so far.
-    pub best: Option<Signed>,
-    /// What the chain says of the channel.
-    pub chain: EscrowChannel,
-    /// What was paid for orders settled alone that no voucher covers yet.
-    pub paid_alone: Amount,
-    /// Jobs that are done and that no voucher covers yet, by nonce.
-    pub done: Vec<Done>,
-    /// Lowest nonce of an order that only this node can still be paid for, or that it is at work on.
-    pub held_up_by: Option<u64>,
-    /// Lowest nonce of an order that this node or another may still take.
-    pub queued_from: Option<u64>,
-}
-
-impl Standing {
-    /// Orders up to this nonce are covered by what was signed or redeemed before.
-    #[must_use]
-    pub fn base_nonce(&self) -> u64 {
-        self.best.as_ref().map_or(0, |best| best.covered_nonce).max(self.chain.covered_nonce)
-    }
-
-    /// What a voucher up to `covered_nonce` must say at the least, and what it is expected to say.
-    #[must_use]
-    pub fn required(&self, covered_nonce: u64) -> Amount {
-        let paid = Amount(self.chain.claimed.0.saturating_sub(self.paid_alone.0));
-        let base = self.best.as_ref().map_or(Amount::ZERO, |best| best.cumulative).max(paid);
-        let covered = self.done.iter().filter(|job| job.nonce <= covered_nonce);
-        Amount(covered.fold(base.0, |sum, job| sum.saturating_add(job.price.0)))
-    }
-
-    /// The nonce up to which the next voucher should go: over everything that is done, but below every order that it would
-    /// void. Nothing if there is nothing new to cover.
-    #[must_use]
-    pub fn next_nonce(&self) -> Option<u64> {
-        let limit = [self.held_up_by, self.queued_from].into_iter().flatten().min();
-        let covered = self.done.iter().filter(|job| limit.is_none_or(|limit| job.nonce < limit));
-        covered.map(|job| job.nonce).max()
-    }
-}
-
-/// Where the channel stands at `now`. Hold its [`lock`] where something follows from it.
-pub async fn standing(
-    db: &mut PgConnection,
-    channel: Channel,
-    now: DateTime<Utc>,
-) -> Result<Standing, sqlx::Error> {
-    let best = best(db, channel).await?;
-    let key = (channel.requester, channel.node, channel.token);
-    let chain: BTreeMap<_, EscrowChannel> = escrow::channels(db, &[key]).await?;
-    let chain = chain.get(&key).copied().unwrap_or_default();
-    let mut standing =
-        Standing { best, chain, paid_alone: Amount::ZERO, done: Vec::new(), held_up_by: None, queued_from: None };
-    let base = DbAmount::from(u128::from(standing.base_nonce()));
-    let rows = sqlx::query!(
-        r#"select g.job_id as "job_id: DbHash", g.nonce as "nonce: DbAmount", c.price as "price: DbAmount",
-                  c.result_hash as "result_hash: DbHash", c.receipt_signature,
-                  case e.state when 'paid' then e.price when 'resolved' then e.resolved_paid end as "alone?: DbAmount"
-           from signed_order g
-           join job_completion c on c.job_id = g.job_id and c.node = $2
-           left join escrow_job e on e.job_id = g.job_id
-           where g.requester = $1 and g.token = $3 and g.nonce > $4 and e.opened_at is null
-             and g.order_node in ($2, '\x0000000000000000000000000000000000000000')
-           order by g.nonce, g.job_id"#,
-        DbAddress(channel.requester) as _,
-        DbAddress(channel.node) as _,
-        DbAddress(channel.token) as _,
-        base as _
-    )
-    .fetch_all(&mut *db)
-    .await?;
-    for row in rows {
-        let alone = row.alone.map(Amount::from);
-        if let Some(amount) = alone {
-            standing.paid_alone = Amount(standing.paid_alone.0.saturating_add(amount.0));
-        }
-        standing.done.push(Done {
-            job_id: row.job_id.0,
-            nonce: row.nonce.to_u64()?,
-            // What an arbiter took off is not owed by the voucher either.
-            price: alone.unwrap_or(row.price.0),
-            result_hash: row.result_hash.0,
-            receipt_signature: row.receipt_signature,
-        });
-    }
-    let row = sqlx::query!(
-        r#"select min(g.nonce) filter (where g.order_node = $2 or (w.state = 'leased' and w.node = $2))
-                      as "held?: DbAmount",
-                  min(g.nonce) as "queued?: DbAmount"
-           from signed_order g
-           left join job_work w on w.job_id = g.job_id
-           where g.requester = $1 and g.token = $3 and g.nonce > $4 and g.deadline >= $5
-             and g.order_node in ($2, '\x0000000000000000000000000000000000000000')
-             and g.closed_at is null and g.withdrawn_at is null
-             and coalesce(w.state, 'queued') in ('queued', 'leased')
-             and (w.state is distinct from 'leased' or w.node = $2)
-             and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none')"#,
-        DbAddress(channel.requester) as _,
-        DbAddress(channel.node) as _,
-        DbAddress(channel.token) as _,
-        base as _,
-        now
-    )
-    .fetch_one(db)
-    .await?;
-    standing.held_up_by = row.held.map(DbAmount::to_u64).transpose()?;
-    standing.queued_from = row.queued.map(DbAmount::to_u64).transpose()?;
-    Ok(standing)
 }
 
 /// What a requester has promised on a channel by signed orders that are neither paid nor void, and what of that is done.
