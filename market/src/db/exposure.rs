@@ -29,7 +29,8 @@ pub struct Exposure {
     pub thawing: Amount,
     /// Set aside for single nodes and not on its way back.
     reserved: BTreeMap<Address, U256>,
-    /// By signed orders that are neither paid nor void, by node; nothing where any node may take the order.
+    /// By signed orders that are neither paid nor void and by vouchers that were paid in part, by node; nothing where any node
+    /// may take the order.
     promised: BTreeMap<Option<Address>, U256>,
 }
 
@@ -114,9 +115,14 @@ pub async fn of(
            select 'reserved', node, reserved - thawing, 0 from escrow_channel
            where requester = $1 and token = $2 and reserved > thawing
            union all
-           select 'promised', node, sum(amount), 0 from order_promise
-           where requester = $1 and token = $2 and (completed or deadline >= $3)
-           group by node"#,
+           select 'promised', p.node, sum(p.amount), 0
+           from (
+               select node, amount from order_promise
+               where requester = $1 and token = $2 and (completed or deadline >= $3)
+               union all
+               select node, amount from channel_debt where requester = $1 and token = $2
+           ) p
+           group by p.node"#,
         DbAddress(requester) as _,
         DbAddress(token) as _,
         now
@@ -147,7 +153,12 @@ pub async fn close_payments(db: &mut PgConnection, final_block: u64, now: DateTi
         "update payment_due set closed_at = $2 where job_id in (
              select p.job_id from payment_due p
              where p.closed_at is null and (
-                 exists (select from escrow_job e where e.job_id = p.job_id and e.closed_block <= $1)
+                 exists (
+                     -- A signed order is refunded only when a voucher took its place, and that is paid below.
+                     select from escrow_job e
+                     where e.job_id = p.job_id and e.closed_block <= $1
+                         and (e.state <> 'refunded' or e.opened_at is not null)
+                 )
                  or exists (
                      select from signed_order g
                      join chain_redemption r on r.requester = g.requester and r.node = p.node and r.token = g.token
