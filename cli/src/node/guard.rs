@@ -44,8 +44,6 @@ struct Memory {
     windows: BTreeMap<B256, u64>,
     /// Jobs that were asked for by name.
     asked: HashSet<B256>,
-    /// What was known of vouchers at the last pass.
-    vouchers: usize,
 }
 
 /// A time by which a payment must be on the chain.
@@ -86,7 +84,7 @@ impl Node {
             return Ok(());
         }
         // The chain is looked at also when the API is gone: then most of all.
-        if let Err(error) = self.fetch_vouchers(memory).await {
+        if let Err(error) = self.fetch_vouchers().await {
             tracing::debug!(node = %self.address, error = format!("{error:#}"), "no vouchers from the API");
         }
         self.read_events(memory, &open).await?;
@@ -105,7 +103,7 @@ impl Node {
     }
 
     /// Keeps what vouchers the API has for this node, after checking each.
-    async fn fetch_vouchers(&self, memory: &mut Memory) -> anyhow::Result<()> {
+    async fn fetch_vouchers(&self) -> anyhow::Result<()> {
         let path = format!("lit-compute/nodes/{}/vouchers", self.address.to_checksum(None));
         let list: VoucherList = self.api.get_signed_in(&path).await?;
         let now = now_on_both(&self.chain).await?;
@@ -125,7 +123,6 @@ impl Node {
                     tracing::warn!(requester = %held.requester, reason, "the API shows a voucher that is worth nothing");
                 }
                 _ if self.ledger.earnings.keep_voucher(&held)? => {
-                    memory.vouchers += 1;
                     let about = json!({
                         "requester": held.requester.to_checksum(None), "token": held.token.to_checksum(None),
                         "cumulative": held.cumulative, "coveredNonce": held.covered_nonce.to_string(),
@@ -224,6 +221,10 @@ impl Node {
                 continue;
             }
             let cancel_at = memory.cancelled.get(&earning.job_id).copied();
+            // What has passed cannot be saved any more.
+            if now > earning.order.deadline || cancel_at.is_some_and(|end| now >= end) {
+                continue;
+            }
             if self.limits_of(earning, cancel_at).any(|limit| limit.presses(now, before)) {
                 return Ok(true);
             }
@@ -270,7 +271,7 @@ impl Node {
         match market::typed_data::recover(&held.signature, digest) {
             Ok(signer) if signer != requester => {
                 let expiry = escrow.session(requester, signer, token).call().await?.expiry;
-                Ok(expiry >= now && Limit { end: expiry, since: now }.end.saturating_sub(now) <= before)
+                Ok((now..=now.saturating_add(before)).contains(&expiry))
             }
             _ => Ok(false),
         }
@@ -287,7 +288,9 @@ impl Node {
             tracing::info!(node = %self.address, outcome = %outcome.to_json(), "settled by itself");
         })
         .await?;
-        self.event("settled", json!({ "summary": tally }));
+        if tally.settled + tally.submitted > 0 {
+            self.event("settled", json!({ "summary": tally }));
+        }
         Ok(())
     }
 }
