@@ -1,6 +1,6 @@
 //! The chain as the indexer has read it: the deployment, and what an address has in the escrow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy::primitives::Address;
 use axum::extract::State;
@@ -9,6 +9,7 @@ use market::{
     Amount, clock,
     db::{
         chain_view::{self, Balance},
+        exposure::{self, Exposure},
         voucher::{self, Promised},
     },
     fold::EscrowChannel,
@@ -121,9 +122,9 @@ struct AccountBody {
 struct PromisedBody {
     /// Zero for the chain's native coin.
     token: WalletAddress,
-    /// By signed orders that are neither paid nor void.
+    /// By signed orders that are neither paid nor void, and what vouchers that were redeemed still ask.
     promised: Amount,
-    /// What is set aside for single nodes.
+    /// What is set aside for single nodes and not on its way back.
     reserved: Amount,
     /// What of the free balance is bound by no order.
     available: Amount,
@@ -206,21 +207,29 @@ async fn account(State(app): State<App>, Path(path): Path<AccountPath>) -> ApiRe
 }
 
 async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -> ApiResult<Vec<PromisedBody>> {
+    let now = clock::now();
     // By token and node: nothing for orders that any node may take.
     let mut channels: BTreeMap<(Address, Option<Address>), (Option<Promised>, EscrowChannel)> = BTreeMap::new();
     for (channel, row) in voucher::channels_of(db, owner).await? {
         channels.insert((channel.token, Some(channel.node)), (None, row));
     }
-    for promised in voucher::promised(db, owner, clock::now()).await? {
+    for promised in voucher::promised(db, owner, now).await? {
         channels.entry((promised.token, promised.node)).or_default().0 = Some(promised);
     }
-    let mut accounts: BTreeMap<Address, PromisedBody> = BTreeMap::new();
-    for balance in balances {
-        accounts.insert(balance.token, PromisedBody::empty(balance.token, balance.free));
+    let mut exposures: BTreeMap<Address, Exposure> =
+        balances.iter().map(|balance| (balance.token, Exposure::unbound(balance.free))).collect();
+    // Anyone may deposit any token for somebody; only in those with channels there is something to look up.
+    for token in channels.keys().map(|(token, _)| *token).collect::<BTreeSet<_>>() {
+        exposures.insert(token, exposure::of(db, owner, token, now).await?);
     }
+    let account = |(token, exposure): (Address, Exposure)| {
+        let (promised, reserved, available) = (exposure.promised(), exposure.reserved(), exposure.available());
+        (token, PromisedBody { token: WalletAddress(token), promised, reserved, available, channels: Vec::new() })
+    };
+    let mut accounts: BTreeMap<Address, PromisedBody> = exposures.into_iter().map(account).collect();
     for ((token, node), (promised, row)) in channels {
-        let account = accounts.entry(token).or_insert_with(|| PromisedBody::empty(token, Amount::ZERO));
-        account.add(ChannelBody {
+        let Some(account) = accounts.get_mut(&token) else { continue };
+        account.channels.push(ChannelBody {
             node: node.map(WalletAddress),
             promised: promised.map_or(Amount::ZERO, |promised| promised.amount),
             completed: promised.map_or(Amount::ZERO, |promised| promised.completed),
@@ -232,20 +241,4 @@ async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -
         });
     }
     Ok(accounts.into_values().collect())
-}
-
-impl PromisedBody {
-    fn empty(token: Address, free: Amount) -> Self {
-        let token = WalletAddress(token);
-        Self { token, promised: Amount::ZERO, reserved: Amount::ZERO, available: free, channels: Vec::new() }
-    }
-
-    /// A reservation pays for the promises of its channel first; what it does not cover binds the free balance.
-    fn add(&mut self, channel: ChannelBody) {
-        let beyond = channel.promised.0.saturating_sub(channel.reserved.0);
-        self.promised = Amount(self.promised.0.saturating_add(channel.promised.0));
-        self.reserved = Amount(self.reserved.0.saturating_add(channel.reserved.0));
-        self.available = Amount(self.available.0.saturating_sub(beyond));
-        self.channels.push(channel);
-    }
 }

@@ -18,9 +18,10 @@ use market::{
     db::{
         job_view::JobView,
         order::{self, Agreed, Rail},
+        voucher::{self, Cover},
     },
     job::JobStatus,
-    order::{OrderJson, SpecJson},
+    order::{OrderJson, SpecJson, uint64_text},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -110,6 +111,8 @@ pub struct JobBody {
     pub finalize_at: Option<DateTime<Utc>>,
     /// The transaction that brought the result, where there is a challenge window.
     pub submitted_tx: Option<Hash>,
+    /// The first voucher that pays for it, if its requester has countersigned one.
+    pub covered_by: Option<CoverBody>,
     /// From when on no result settles, if the requester gave notice.
     pub cancel_at: Option<DateTime<Utc>>,
     /// The requester's objection to the result.
@@ -123,9 +126,14 @@ pub struct JobBody {
 }
 
 impl JobBody {
-    /// The job at `now`.
-    #[must_use]
-    pub fn new(job: &JobView, now: DateTime<Utc>) -> Self {
+    /// The jobs at `now`, in their order.
+    pub async fn all(db: &mut PgConnection, jobs: &[JobView], now: DateTime<Utc>) -> Result<Vec<Self>, sqlx::Error> {
+        let done = jobs.iter().filter(|job| job.rail == Some(Rail::Signed) && job.completion.is_some());
+        let covers = voucher::covering(db, &done.map(|job| job.job_id).collect::<Vec<_>>()).await?;
+        Ok(jobs.iter().map(|job| Self::new(job, covers.get(&job.job_id).copied(), now)).collect())
+    }
+
+    fn new(job: &JobView, cover: Option<Cover>, now: DateTime<Utc>) -> Self {
         let settled = job.settled.as_ref();
         let completion = job.completion.as_ref();
         let price = settled.map(|s| s.price).or(completion.map(|c| c.price));
@@ -153,6 +161,7 @@ impl JobBody {
             opened_tx: job.opened.map(|opened| Hash(opened.tx)),
             finalize_at: settled.and_then(|s| s.finalize_at),
             submitted_tx: settled.and_then(|s| s.tx).map(Hash),
+            covered_by: cover.map(|Cover { cumulative, covered_nonce }| CoverBody { cumulative, covered_nonce }),
             cancel_at: job.cancel_at,
             dispute: job.dispute.map(|dispute| DisputeBody { bond: dispute.bond, decide_by: dispute.decide_by }),
             resolved_paid: job.resolved_paid,
@@ -160,6 +169,19 @@ impl JobBody {
             closed_tx: job.closed.map(|closed| Hash(closed.tx)),
         }
     }
+}
+
+/// What the voucher over a job says.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Cover)]
+pub struct CoverBody {
+    /// All that its channel is to have paid, in the token's smallest unit.
+    pub cumulative: Amount,
+    /// For signed orders up to this nonce; a decimal string.
+    #[serde(with = "uint64_text")]
+    #[schema(value_type = String, example = "7")]
+    pub covered_nonce: u64,
 }
 
 /// An objection to a result.

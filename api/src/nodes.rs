@@ -294,5 +294,5 @@ async fn node_jobs(
     };
     let jobs = job_view::list(&mut db, &filter, query.limit.0, now).await?;
     let next = page::next(&jobs, query.limit, |job| Cursor::at(job.listed_at, job.job_id).to_string());
-    Ok(Json(JobPage { jobs: jobs.iter().map(|job| JobBody::new(job, now)).collect(), next }))
+    Ok(Json(JobPage { jobs: JobBody::all(&mut db, &jobs, now).await?, next }))
 }

@@ -35,6 +35,9 @@ use crate::{
 /// A session key must be good for as long after it has signed, so that there is time to redeem.
 const SESSION_MARGIN: TimeDelta = TimeDelta::hours(1);
 
+/// The escrow's channels count to here: what a voucher says beyond is never paid.
+const MAX_CUMULATIVE: u128 = (1 << 96) - 1;
+
 /// The routes of vouchers.
 pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(next_voucher)).routes(routes!(own_vouchers, post_voucher))
@@ -90,9 +93,13 @@ struct NextQuery {
     #[serde(default)]
     #[param(value_type = Option<String>)]
     token: Option<WalletAddress>,
+    /// Who pays; the caller unless given. Contract wallets cannot sign in, and session keys ask for whom they sign.
+    #[serde(default)]
+    #[param(value_type = Option<String>)]
+    requester: Option<WalletAddress>,
 }
 
-/// What the caller would countersign for a node.
+/// What a requester would countersign for a node.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct NextBody {
@@ -128,7 +135,7 @@ struct NextJob {
 
 /// What to countersign for a node
 ///
-/// Everything that the node has done for the caller on signed orders, below the first order that is still to be done. Check the
+/// Everything that the node has done for the requester on signed orders, below the first order that is still to be done. Check the
 /// receipts and the outputs before signing: the API cannot make a client pay, but it can ask.
 #[utoipa::path(
     get, path = "/lit-compute/vouchers/next", tag = "vouchers", security(("bearer" = [])), params(NextQuery),
@@ -140,7 +147,8 @@ async fn next_voucher(
     Query(query): Query<NextQuery>,
 ) -> ApiResult<Json<NextBody>> {
     let token = query.token.map_or(Address::ZERO, |token| token.0);
-    let channel = Channel { requester: user.wallet(), node: query.node.0, token };
+    let requester = query.requester.map_or(user.wallet(), |requester| requester.0);
+    let channel = Channel { requester, node: query.node.0, token };
     let standing = voucher::standing(&mut *app.parts.pool.acquire().await?, channel, clock::now()).await?;
     let covered_nonce = standing.next_nonce().unwrap_or_else(|| standing.base_nonce());
     let cumulative = standing.required(covered_nonce);
@@ -228,10 +236,6 @@ async fn post_voucher(
 ) -> ApiResult<Json<VoucherBody>> {
     let now = clock::now();
     let json = &request.voucher;
-    if json.requester.0 != user.wallet() {
-        let detail = format!("is not who signed in, {}", user.wallet());
-        return Err(ApiError::field(Code::WalletMismatch, "voucher.requester", detail));
-    }
     let channel = Channel { requester: json.requester.0, node: json.node.0, token: json.token.0 };
     let beyond = |_| ApiError::field(Code::InvalidField, "voucher.cumulative", "must be below 2^128");
     let signed = Voucher {
@@ -242,7 +246,8 @@ async fn post_voucher(
         coveredNonce: json.covered_nonce,
     };
     let digest = typed_data::voucher_digest(&signed, &app.domain);
-    let signer = signer(&app, channel, digest, &request.signature.0).await?;
+    check_size(&signed, &request.signature.0)?;
+    let signer = signer(&app, channel, user.wallet(), digest, &request.signature.0).await?;
     let mut tx = app.begin().await?;
     voucher::lock(&mut tx, channel).await?;
     let standing = voucher::standing(&mut tx, channel, now).await?;
@@ -273,19 +278,40 @@ fn is_same(best: &Signed, signed: &Voucher) -> bool {
     best.cumulative == signed.cumulative.into() && best.covered_nonce == signed.coveredNonce
 }
 
-/// Who signed: the requester, by its key or as a contract wallet, or one of its session keys.
-async fn signer(app: &App, channel: Channel, digest: B256, signature: &[u8]) -> ApiResult<Address> {
+/// That the contract can pay all of it, and takes the signature.
+fn check_size(signed: &Voucher, signature: &[u8]) -> ApiResult<()> {
+    if signed.cumulative > MAX_CUMULATIVE {
+        let detail = format!("must be at most {MAX_CUMULATIVE}: the escrow pays no channel more by vouchers");
+        return Err(ApiError::field(Code::InvalidField, "voucher.cumulative", detail));
+    }
+    if signature.len() > wallet::MAX_SIGNATURE_BYTES {
+        let detail = format!("must have at most {} bytes", wallet::MAX_SIGNATURE_BYTES);
+        return Err(ApiError::field(Code::InvalidField, "signature", detail));
+    }
+    Ok(())
+}
+
+/// Who signed: the requester, by its key or as a contract wallet, or one of its session keys. Handed in by the requester or
+/// the session key, or, as contract wallets cannot sign in, by anyone for one of those.
+async fn signer(app: &App, channel: Channel, caller: Address, digest: B256, signature: &[u8]) -> ApiResult<Address> {
     let recovered = typed_data::recover(signature, digest);
+    let mismatch = || {
+        let detail = format!("is not who signed in, {caller}");
+        Err(ApiError::field(Code::WalletMismatch, "voucher.requester", detail))
+    };
     if let Ok(signer) = recovered {
         let key = (channel.requester, signer, channel.token);
         let is_key = signer == channel.requester
             || escrow::sessions(&mut *app.parts.pool.acquire().await?, &[key]).await?.contains_key(&key);
         if is_key {
-            return Ok(signer);
+            return if caller == channel.requester || caller == signer { Ok(signer) } else { mismatch() };
         }
     }
     if wallet::accepts(app, channel.requester, digest, signature).await? {
         return Ok(channel.requester);
+    }
+    if caller != channel.requester {
+        return mismatch();
     }
     let detail = match recovered {
         Ok(signer) => format!("is by {signer}, which is neither the requester nor a session key of the token"),
@@ -299,6 +325,10 @@ fn check_standing(standing: &Standing, signed: &Voucher) -> ApiResult<()> {
     let base = standing.base_nonce();
     if signed.coveredNonce <= base {
         let detail = format!("must be above {base}, up to which orders are covered already");
+        return Err(ApiError::field(Code::VoucherStale, "voucher.coveredNonce", detail));
+    }
+    if standing.done.iter().all(|job| job.nonce > signed.coveredNonce) {
+        let detail = format!("covers nothing that is done: the node has done no order from {} to it", base + 1);
         return Err(ApiError::field(Code::VoucherStale, "voucher.coveredNonce", detail));
     }
     if let Some(unfinished) = standing.held_up_by.filter(|nonce| *nonce <= signed.coveredNonce) {

@@ -13,6 +13,8 @@ use crate::{
     error::{ApiError, ApiResult},
 };
 
+/// Longest signature that is taken: room for a contract wallet with many owners. Whoever settles pays for it as calldata.
+pub const MAX_SIGNATURE_BYTES: usize = 4096;
 /// Gas that the escrow gives a wallet for one signature.
 const WALLET_GAS: u64 = 100_000;
 /// Gas that a node takes off a call before it begins: that of a transaction, and at most so much a byte of its data.

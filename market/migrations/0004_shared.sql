@@ -75,6 +75,29 @@ where g.closed_at is null and g.withdrawn_at is null
             and h.node = coalesce(c.node, g.order_node)
     );
 
+-- What redeemed vouchers have left unpaid because their requester had too little. The orders that they covered are void, and
+-- what comes into the deposit next can be drawn for it: it stays promised.
+create view channel_debt as
+select h.requester, h.node, h.token, v.cumulative + a.alone - h.claimed as amount
+from escrow_channel h
+cross join lateral (
+    select u.cumulative
+    from voucher u
+    where u.requester = h.requester and u.node = h.node and u.token = h.token and u.covered_nonce <= h.covered_nonce
+    order by u.covered_nonce desc, u.cumulative desc
+    limit 1
+) v
+cross join lateral (
+    -- What was settled alone above the voucher is claimed besides.
+    select coalesce(sum(coalesce(e.resolved_paid, e.price)), 0) as alone
+    from signed_order g
+    join escrow_job e on e.job_id = g.job_id
+    where g.requester = h.requester and g.token = h.token and g.nonce > h.covered_nonce
+        and g.order_node in (h.node, '\x0000000000000000000000000000000000000000')
+        and e.node = h.node and e.state in ('paid', 'resolved') and e.opened_at is null
+) a
+where v.cumulative + a.alone > h.claimed;
+
 -- Every job that was opened, signed or announced. Branches rather than a full join, so that a condition on a column reaches
 -- the index of each table.
 create view known_job as

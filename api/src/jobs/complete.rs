@@ -202,6 +202,10 @@ async fn check_still_wanted(
         return Err(ApiError::new(Code::NotOpen, format!("The job is {status}.")));
     }
     let margin = app.parts.settings.settle_margin;
+    if let Some(end) = order::notice_end(db, job_id).await?.filter(|end| now + margin >= *end) {
+        let detail = format!("The requester gave notice: no result settles from {end} on, and the time is {now}.");
+        return Err(ApiError::new(Code::NotOpen, detail));
+    }
     if i64::try_from(order.deadline).is_ok_and(|deadline| (now + margin).timestamp() > deadline) {
         let detail = format!(
             "Results are taken until {} seconds before the order's deadline, {}; the time is {}.",

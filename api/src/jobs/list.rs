@@ -96,8 +96,10 @@ struct JobStats {
 )]
 async fn get_job(State(app): State<App>, Path(path): Path<JobPath>) -> ApiResult<Json<JobBody>> {
     let job_id = path.job_id.0;
-    let job = job_view::by_id(&mut *app.parts.pool.acquire().await?, job_id).await?;
-    job.map(|job| Json(JobBody::new(&job, clock::now()))).ok_or_else(|| not_found(job_id))
+    let mut db = app.parts.pool.acquire().await?;
+    let job = job_view::by_id(&mut db, job_id).await?.ok_or_else(|| not_found(job_id))?;
+    let body = JobBody::all(&mut db, &[job], clock::now()).await?.pop();
+    body.map(Json).ok_or_else(|| not_found(job_id))
 }
 
 /// List jobs, newest first
@@ -123,7 +125,7 @@ async fn list_jobs(State(app): State<App>, Query(query): Query<ListQuery>) -> Ap
     };
     let jobs = job_view::list(&mut db, &filter, query.limit.0, now).await?;
     let next = page::next(&jobs, query.limit, |job| Cursor::at(job.listed_at, job.job_id).to_string());
-    Ok(Json(JobPage { jobs: jobs.iter().map(|job| JobBody::new(job, now)).collect(), next }))
+    Ok(Json(JobPage { jobs: JobBody::all(&mut db, &jobs, now).await?, next }))
 }
 
 /// List the jobs that wait for a node, in the order of the queue
@@ -134,9 +136,10 @@ async fn list_jobs(State(app): State<App>, Query(query): Query<ListQuery>) -> Ap
 async fn pending_jobs(State(app): State<App>, Query(query): Query<PendingQuery>) -> ApiResult<Json<JobPage>> {
     let now = clock::now();
     let after = query.cursor.map(|Cursor(score, job_id)| (score, job_id));
-    let jobs = job_view::pending(&mut *app.parts.pool.acquire().await?, after, query.limit.0, now).await?;
+    let mut db = app.parts.pool.acquire().await?;
+    let jobs = job_view::pending(&mut db, after, query.limit.0, now).await?;
     let next = page::next(&jobs, query.limit, |job| Cursor(job.queue_score(), job.job_id).to_string());
-    Ok(Json(JobPage { jobs: jobs.iter().map(|job| JobBody::new(job, now)).collect(), next }))
+    Ok(Json(JobPage { jobs: JobBody::all(&mut db, &jobs, now).await?, next }))
 }
 
 /// Count the jobs by status

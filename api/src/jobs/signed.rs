@@ -33,9 +33,6 @@ use crate::{
     wire::WalletAddress,
 };
 
-/// Longest signature: room for a contract wallet with many owners. Whoever settles the order pays for it as calldata.
-const MAX_SIGNATURE_BYTES: usize = 4096;
-
 /// An order under a signature.
 #[derive(Debug)]
 pub(super) struct SignedDraft {
@@ -57,8 +54,8 @@ pub(super) fn unanswered() -> ApiError {
 impl SignedDraft {
     /// Recovers the signer, which takes a moment of computing.
     pub(super) fn read(draft: Draft, signature: Vec<u8>) -> ApiResult<Self> {
-        if signature.len() > MAX_SIGNATURE_BYTES {
-            return Err(invalid("signature", format!("must have at most {MAX_SIGNATURE_BYTES} bytes")));
+        if signature.len() > wallet::MAX_SIGNATURE_BYTES {
+            return Err(invalid("signature", format!("must have at most {} bytes", wallet::MAX_SIGNATURE_BYTES)));
         }
         let requester = draft.order.requester;
         let not_by_key = match typed_data::recover(&signature, draft.job_id) {

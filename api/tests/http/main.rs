@@ -11,6 +11,7 @@ mod blobs;
 mod claim;
 mod complete;
 mod nodes;
+mod promised;
 mod races;
 mod shape;
 mod signed;

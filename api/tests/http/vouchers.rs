@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use alloy::{
-    primitives::{Address, B256},
+    primitives::{Address, B256, Bytes},
+    providers::ext::AnvilApi,
     signers::{SignerSync, local::PrivateKeySigner},
 };
 use chrono::TimeDelta;
@@ -111,12 +112,23 @@ impl Pair {
 
     /// Posts a voucher, signed by `signer`.
     async fn post(&self, signer: &PrivateKeySigner, cumulative: u128, nonce: u64) -> crate::support::Reply {
-        let digest = typed_data::voucher_digest(&self.voucher(cumulative, nonce), &deployment().domain());
-        let signature = signer.sign_hash_sync(&digest).unwrap().to_string();
-        self.post_raw(cumulative, nonce, &signature).await
+        self.post_as(&self.requester, signer, cumulative, nonce).await
     }
 
-    async fn post_raw(&self, cumulative: u128, nonce: u64, signature: &str) -> crate::support::Reply {
+    /// As [`Pair::post`], handed in by `caller`.
+    async fn post_as(
+        &self,
+        caller: &User,
+        signer: &PrivateKeySigner,
+        cumulative: u128,
+        nonce: u64,
+    ) -> crate::support::Reply {
+        let digest = typed_data::voucher_digest(&self.voucher(cumulative, nonce), &deployment().domain());
+        let signature = signer.sign_hash_sync(&digest).unwrap().to_string();
+        self.post_raw(caller, cumulative, nonce, &signature).await
+    }
+
+    async fn post_raw(&self, caller: &User, cumulative: u128, nonce: u64, signature: &str) -> crate::support::Reply {
         let voucher = json!({
             "requester": self.requester.name(),
             "node": self.node.name(),
@@ -125,7 +137,7 @@ impl Pair {
             "coveredNonce": nonce.to_string(),
         });
         let body = json!({ "voucher": voucher, "signature": signature });
-        self.api.post(&self.requester, "/lit-compute/vouchers", body).await
+        self.api.post(caller, "/lit-compute/vouchers", body).await
     }
 
     async fn kept(&self) -> i64 {
@@ -203,9 +215,13 @@ async fn an_order_that_any_node_may_take_is_left_out_of_the_next_voucher_but_voi
 async fn a_voucher_over_too_little_too_much_or_nothing_new_is_refused() {
     let pair = Pair::new().await;
     pair.sign_and_do(1..=3).await;
-    for wrong in [0, 299, 301, u128::MAX] {
+    for wrong in [0, 299, 301, (1 << 96) - 1] {
         let reply = pair.post(&pair.requester.signer, wrong, 3).await;
         reply.is_problem(422, "voucher_mismatch", Some("voucher.cumulative"));
+    }
+    for beyond in [1 << 96, u128::MAX] {
+        let reply = pair.post(&pair.requester.signer, beyond, 3).await;
+        reply.is_problem(422, "invalid_field", Some("voucher.cumulative"));
     }
     pair.post(&pair.requester.signer, 0, 0).await.is_problem(409, "voucher_stale", Some("voucher.coveredNonce"));
     pair.post(&pair.requester.signer, 200, 2).await.ok();
@@ -213,7 +229,11 @@ async fn a_voucher_over_too_little_too_much_or_nothing_new_is_refused() {
         let reply = pair.post(&pair.requester.signer, 300, nonce).await;
         reply.is_problem(409, "voucher_stale", Some("voucher.coveredNonce"));
     }
-    assert_eq!(pair.kept().await, 1);
+    pair.post(&pair.requester.signer, 300, 3).await.ok();
+    // Over no more than before, up to a nonce of which nothing is done.
+    let empty = pair.post(&pair.requester.signer, 300, 4).await;
+    empty.is_problem(409, "voucher_stale", Some("voucher.coveredNonce"));
+    assert_eq!(pair.kept().await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,7 +241,8 @@ async fn what_was_settled_alone_counts_as_the_chain_has_it() {
     let pair = Pair::new().await;
     let jobs = pair.sign_and_do(1..=2).await;
     // The second was settled by its signature: the channel has paid 100 for it, which the first must not be taken off.
-    let statement = "insert into escrow_job (job_id, requester, state, node, price, paid_token, result_hash, closed_block,
+    let statement =
+        "insert into escrow_job (job_id, requester, state, node, price, paid_token, result_hash, closed_block,
                          closed_tx, closed_at)
                      select job_id, $2, 'paid', node, price, $3, result_hash, 5, job_id, now()
                      from job_completion where job_id = $1";
@@ -248,12 +269,15 @@ async fn only_the_requester_or_its_session_key_signs() {
     let refused = |reply: crate::support::Reply| reply.is_problem(422, "bad_voucher_signature", Some("signature"));
     refused(pair.post(&stranger, 100, 1).await);
     refused(pair.post(&pair.node.signer, 100, 1).await);
-    refused(pair.post_raw(100, 1, "0x").await);
-    refused(pair.post_raw(100, 1, &format!("0x{}", "11".repeat(65))).await);
+    refused(pair.post_raw(&pair.requester, 100, 1, "0x").await);
+    refused(pair.post_raw(&pair.requester, 100, 1, &format!("0x{}", "11".repeat(65))).await);
     // Another escrow's.
     let other = typed_data::domain(1, deployment().escrow);
     let digest = typed_data::voucher_digest(&pair.voucher(100, 1), &other);
-    refused(pair.post_raw(100, 1, &pair.requester.signer.sign_hash_sync(&digest).unwrap().to_string()).await);
+    refused(
+        pair.post_raw(&pair.requester, 100, 1, &pair.requester.signer.sign_hash_sync(&digest).unwrap().to_string())
+            .await,
+    );
 
     pair.session(stranger.address(), 99, TimeDelta::days(1)).await;
     pair.post(&stranger, 100, 1).await.is_problem(422, "session_insufficient", Some("signature"));
@@ -261,21 +285,56 @@ async fn only_the_requester_or_its_session_key_signs() {
     pair.post(&stranger, 100, 1).await.is_problem(422, "session_insufficient", Some("signature"));
     assert_eq!(pair.kept().await, 0);
     pair.session(stranger.address(), 100, TimeDelta::days(1)).await;
-    assert_eq!(pair.post(&stranger, 100, 1).await.ok().text("signer"), stranger.address().to_checksum(None));
+    // The key's owner signs in as itself, and asks for whom it signs.
+    let key = pair.api.sign_in(stranger).await;
+    let path = format!("/lit-compute/vouchers/next?node={}&requester={}", pair.node.name(), pair.requester.name());
+    let asked = crate::support::Reply::of(pair.api.request(reqwest::Method::GET, &path, Some(&key))).await.ok();
+    assert_eq!((asked.text("cumulative"), asked.text("coveredNonce")), ("100".to_owned(), "1".to_owned()));
+    assert_eq!(pair.post_as(&key, &key.signer, 100, 1).await.ok().text("signer"), key.name());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contract_wallet_countersigns_through_whoever_signs_in() {
+    let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
+    let pair = Pair::with(Wish { rpc_url: Some(anvil.rpc_url().to_owned()), ..Wish::default() }).await;
+    let owner = pair.api.user().await;
+    // It takes everything for its own: PUSH4 0x1626ba7e PUSH1 0xe0 SHL PUSH1 0 MSTORE PUSH1 32 PUSH1 0 RETURN.
+    let code = "0x631626ba7e60e01b60005260206000f3".parse::<Bytes>().unwrap();
+    let rpc = market::rpc::provider(&anvil.rpc_url().parse().unwrap());
+    rpc.anvil_set_code(pair.requester.address(), code).await.unwrap();
+    pair.sign_and_do(1..=1).await;
+    let taken = pair.post_raw(&owner, 100, 1, "0x0123").await.ok();
+    assert_eq!((taken.text("signer"), taken.text("signature")), (pair.requester.name(), "0x0123".to_owned()));
+    // Without its code it is a key like any other.
+    rpc.anvil_set_code(pair.requester.address(), Bytes::new()).await.unwrap();
+    pair.sign_and_do(2..=2).await;
+    let refused = pair.post_raw(&owner, 200, 2, "0x0123").await;
+    refused.is_problem(403, "wallet_mismatch", Some("voucher.requester"));
+    let long = format!("0x{}", "00".repeat(4097));
+    pair.post_raw(&owner, 200, 2, &long).await.is_problem(422, "invalid_field", Some("signature"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_tells_which_voucher_pays_for_it() {
+    let pair = Pair::new().await;
+    let jobs = pair.sign_and_do(1..=3).await;
+    pair.post(&pair.requester.signer, 200, 2).await.ok();
+    let covered_by =
+        async |job: B256| pair.api.get(&format!("/lit-compute/jobs/{job}")).await.ok().body["coveredBy"].clone();
+    let cover = json!({ "cumulative": "200", "coveredNonce": "2" });
+    assert_eq!([covered_by(jobs[0]).await, covered_by(jobs[1]).await], [cover.clone(), cover.clone()]);
+    assert_eq!(covered_by(jobs[2]).await, Value::Null);
+    pair.post(&pair.requester.signer, 300, 3).await.ok();
+    assert_eq!(covered_by(jobs[0]).await, cover, "the first one that does");
+    let listed = pair.api.get(&format!("/lit-compute/jobs?requester={}", pair.requester.name())).await.ok();
+    assert_eq!(listed.body["jobs"][0]["coveredBy"], json!({ "cumulative": "300", "coveredNonce": "3" }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vouchers_are_handed_in_by_who_pays_and_shown_to_who_is_paid() {
     let pair = Pair::new().await;
     pair.sign_and_do(1..=1).await;
-    let body = json!({
-        "voucher": {
-            "requester": pair.requester.name(), "node": pair.node.name(), "token": NATIVE.to_checksum(None),
-            "cumulative": "100", "coveredNonce": "1",
-        },
-        "signature": "0x",
-    });
-    let reply = pair.api.post(&pair.node, "/lit-compute/vouchers", body).await;
+    let reply = pair.post_as(&pair.node, &pair.requester.signer, 100, 1).await;
     reply.is_problem(403, "wallet_mismatch", Some("voucher.requester"));
 
     let taken = pair.post(&pair.requester.signer, 100, 1).await.ok();
@@ -301,6 +360,12 @@ async fn an_account_shows_what_binds_its_deposit() {
     // The reservation covers 150 of the node's 200; the rest and the open order bind the free balance.
     assert_eq!(native["available"], (free - 150).to_string(), "{native}");
     assert_eq!(native["channels"][1]["completed"], "200", "{native}");
+    // What is on its way back covers nothing, here as where orders are handed in.
+    let thawing = EscrowChannel { reserved, thawing: 50.into(), ..EscrowChannel::default() };
+    pair.channel(thawing).await;
+    let account = pair.api.get(&format!("/lit-compute/accounts/{}", pair.requester.name())).await.ok();
+    let native = &account.body["accounts"][0];
+    assert_eq!((&native["reserved"], &native["available"]), (&json!("100"), &json!((free - 200).to_string())));
 
     // A redeemed voucher has paid for the first.
     let paid = EscrowChannel { claimed: PRICE.into(), covered_nonce: 1, ..EscrowChannel::default() };

@@ -35,6 +35,12 @@ pub struct Exposure {
 }
 
 impl Exposure {
+    /// A balance that nothing binds.
+    #[must_use]
+    pub fn unbound(free: Amount) -> Self {
+        Self { free, ..Self::default() }
+    }
+
     /// All that is set aside for nodes.
     #[must_use]
     pub fn reserved(&self) -> Amount {

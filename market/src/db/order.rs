@@ -100,6 +100,12 @@ pub async fn is_open(db: &mut PgConnection, job_id: B256) -> Result<bool, sqlx::
         .await
 }
 
+/// From when on no result settles on the order, if its requester gave notice.
+pub async fn notice_end(db: &mut PgConnection, job_id: B256) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    let cancel_at = sqlx::query_scalar!("select cancel_at from escrow_job where job_id = $1", DbHash(job_id) as _);
+    Ok(cancel_at.fetch_optional(db).await?.flatten())
+}
+
 /// Keeps a signed order, its deadline no later than the end of the year 9999. False, and nothing changed, if it was kept
 /// before.
 pub async fn insert_signed(

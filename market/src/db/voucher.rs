@@ -5,12 +5,14 @@
 
 mod standing;
 
-use alloy::primitives::Address;
+use std::collections::BTreeMap;
+
+use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
 use super::escrow;
-use super::types::{DbAddress, DbAmount};
+use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;
 use crate::abi::Voucher;
 use crate::fold::EscrowChannel;
@@ -142,7 +144,49 @@ pub async fn best_of(
     rows.into_iter().map(Row::read).collect()
 }
 
-/// What a requester has promised on a channel by signed orders that are neither paid nor void, and what of that is done.
+/// What a voucher says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cover {
+    /// All that the channel is to have paid, in the token's smallest unit.
+    pub cumulative: Amount,
+    /// For signed orders up to this nonce.
+    pub covered_nonce: u64,
+}
+
+/// The first voucher that covers each of the completed signed orders among `ids`; those without any are left out.
+pub async fn covering(db: &mut PgConnection, ids: &[B256]) -> Result<BTreeMap<B256, Cover>, sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let ids: Vec<DbHash> = ids.iter().copied().map(DbHash).collect();
+    let rows = sqlx::query!(
+        r#"select g.job_id as "job_id: DbHash", v.cumulative as "cumulative: DbAmount",
+                  v.covered_nonce as "covered_nonce: DbAmount"
+           from signed_order g
+           join job_completion c on c.job_id = g.job_id
+           cross join lateral (
+               select u.cumulative, u.covered_nonce
+               from voucher u
+               where u.requester = g.requester and u.node = c.node and u.token = g.token and u.covered_nonce >= g.nonce
+               order by u.covered_nonce, u.cumulative
+               limit 1
+           ) v
+           where g.job_id = any($1::bytea[])
+               and not exists (select from escrow_job e where e.job_id = g.job_id and e.opened_at is not null)"#,
+        &ids as _
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let cover = Cover { cumulative: row.cumulative.0, covered_nonce: row.covered_nonce.to_u64()? };
+            Ok((row.job_id.0, cover))
+        })
+        .collect()
+}
+
+/// What a requester has promised on a channel by signed orders that are neither paid nor void, and by vouchers that were paid
+/// in part, and what of that is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Promised {
     /// Zero for the native coin.
@@ -164,8 +208,12 @@ pub async fn promised(
     let rows = sqlx::query!(
         r#"select token as "token!: DbAddress", node as "node?: DbAddress", sum(amount) as "amount!: DbAmount",
                   coalesce(sum(amount) filter (where completed), 0) as "completed!: DbAmount"
-           from order_promise
-           where requester = $1 and (completed or deadline >= $2)
+           from (
+               select token, node, amount, completed from order_promise
+               where requester = $1 and (completed or deadline >= $2)
+               union all
+               select token, node, amount, true from channel_debt where requester = $1
+           ) p
            group by token, node
            order by token, node"#,
         DbAddress(requester) as _,

@@ -179,7 +179,7 @@ impl World {
     pub async fn submitted(&self, n: u8, by: u8, finalize_at: i64, at: i64) {
         let mut tx = self.pool.begin().await.unwrap();
         sqlx::query!(
-            "update escrow_job set state = 'submitted', node = $2, price = $3, result_hash = $4, finalize_at = $5,
+            "update escrow_job set state = 'submitted', node = $2, price = $3, paid_token = token, result_hash = $4, finalize_at = $5,
                 submitted_tx = $6
              where job_id = $1",
             DbHash(job(n)) as _,
@@ -199,7 +199,7 @@ impl World {
     pub async fn paid(&self, n: u8, by: u8, at: i64) {
         let mut tx = self.pool.begin().await.unwrap();
         sqlx::query!(
-            "update escrow_job set state = 'paid', node = $2, price = $3, result_hash = $4, closed_block = 9,
+            "update escrow_job set state = 'paid', node = $2, price = $3, paid_token = token, result_hash = $4, closed_block = 9,
                 closed_tx = $5, closed_at = $6
              where job_id = $1",
             DbHash(job(n)) as _,
@@ -220,7 +220,7 @@ impl World {
     pub async fn unpaid(&self, n: u8, at: i64) {
         let mut tx = self.pool.begin().await.unwrap();
         sqlx::query!(
-            "update escrow_job set state = 'open', node = null, price = null, result_hash = null, closed_block = null,
+            "update escrow_job set state = 'open', node = null, price = null, paid_token = null, result_hash = null, closed_block = null,
                 closed_tx = null, closed_at = null, finalize_at = null, submitted_tx = null
              where job_id = $1",
             DbHash(job(n)) as _
@@ -251,8 +251,9 @@ impl World {
     pub async fn register(&self, n: u8, id: B256, stake: u64, at: i64) {
         let mut tx = self.pool.begin().await.unwrap();
         sqlx::query!(
-            "insert into registry_node (node, node_id, public_key, payout, capacity, operations, uri, stake, unbonding)
-             values ($1, $2, '\\x07', $1, 4, '{encrypt,decrypt}', '', $3, 0)",
+            "insert into registry_node (node, node_id, public_key, payout, capacity, operations, uri, stake, unbonding,
+                                        bonds, bonded_paid, bonded_disputed, bonded_lost)
+             values ($1, $2, '\\x07', $1, 4, '{encrypt,decrypt}', '', $3, 0, 0, 0, 0, 0)",
             DbAddress(node(n)) as _,
             DbHash(id) as _,
             bigdecimal::BigDecimal::from(stake)
