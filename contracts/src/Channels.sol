@@ -24,16 +24,21 @@ abstract contract Channels is EscrowState {
     struct Batch {
         // 0x00: the EIP-712 encoding of the voucher, hashed where it stands.
         bytes32 typeHash;
-        address requester;
-        address node;
-        address token;
+        /// An address, and so are the next two. They are clean, and not typed, lest they be cleaned at every use.
+        uint256 requester;
+        uint256 node;
+        uint256 token;
         uint256 cumulative;
         uint256 coveredNonce;
         // 0xc0: what its digest is the hash of, from the last two bytes of the prefix on.
         uint256 prefix;
         bytes32 domainSeparator;
         bytes32 structHash;
-        /// Where in memory the next redemption is written.
+        // 0x120: the slots of the mappings from requesters to what is the batch's of them.
+        uint256 channels;
+        uint256 accounts;
+        // 0x160: where in memory the data of the event begins, and where it goes on.
+        uint256 told;
         uint256 next;
         uint256 paid;
     }
@@ -41,45 +46,47 @@ abstract contract Channels is EscrowState {
     /// @dev Of a voucher in `redeem`: requester (20), cumulative (16), coveredNonce (8), r (32), vs (32).
     uint256 private constant VOUCHER_LENGTH = 108;
     uint256 private constant REDEMPTION_LENGTH = 96;
-    uint256 private constant MAX_CLAIMED = type(uint96).max;
+    /// @dev Of the data of `VouchersRedeemed`: `earned`, where the bytes begin, their length.
+    uint256 private constant EVENT_HEAD = 0x60;
 
     // ── Vouchers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// @inheritdoc IJobEscrow
     function redeem(address node, address token, bytes calldata vouchers) external override {
         require(vouchers.length % VOUCHER_LENGTH == 0, WrongLength(vouchers.length, VOUCHER_LENGTH));
-        (Batch memory batch, bytes memory redemptions) = _start(node, token, vouchers.length / VOUCHER_LENGTH);
-        mapping(address => Channel) storage channels = _channels[node][token];
-        mapping(address => Account) storage accounts = _accounts[token];
-        for (uint256 start = 0; start < vouchers.length; start += VOUCHER_LENGTH) {
-            address signer = SignatureLib.recover(
-                _take(batch, vouchers, start), _word(vouchers, start + 44), _word(vouchers, start + 76)
-            );
-            _redeem(batch, channels, accounts, signer, batch.cumulative);
+        Batch memory batch = _start(node, token, vouchers.length / VOUCHER_LENGTH);
+        uint256 next;
+        assembly ("memory-safe") {
+            next := vouchers.offset
         }
-        _finish(batch, redemptions);
+        // Calldata ends long before the largest integer.
+        unchecked {
+            for (uint256 end = next + vouchers.length; next != end; next += VOUCHER_LENGTH) {
+                uint256 reason = _redeem(batch, _take(batch, next), batch.cumulative);
+                if (reason != 0) _skip(batch, reason);
+            }
+        }
+        _finish(batch);
     }
 
     /// @inheritdoc IJobEscrow
     function redeemSigned(address node, address token, SignedVoucher[] calldata vouchers) external override {
-        (Batch memory batch, bytes memory redemptions) = _start(node, token, vouchers.length);
+        Batch memory batch = _start(node, token, vouchers.length);
         for (uint256 i = 0; i < vouchers.length; ++i) {
             SignedVoucher calldata voucher = vouchers[i];
             address signer = voucher.requester;
-            (batch.requester, batch.cumulative, batch.coveredNonce) = (signer, voucher.cumulative, voucher.coveredNonce);
+            batch.requester = uint160(signer);
+            batch.cumulative = voucher.cumulative;
+            batch.coveredNonce = voucher.coveredNonce;
             bytes32 digest = _digest(batch);
             if (!signer.isValid(digest, voucher.signature)) {
                 (signer,,) = ECDSA.tryRecoverCalldata(digest, voucher.signature);
             }
-            _redeem(
-                batch,
-                _channels[node][token],
-                _accounts[token],
-                signer,
-                batch.cumulative + _settledAbove(batch, voucher.settledAbove)
-            );
+            uint256 entitled = batch.cumulative + _settledAbove(batch, voucher.settledAbove);
+            uint256 reason = _redeem(batch, uint160(signer), entitled);
+            if (reason != 0) _skip(batch, reason);
         }
-        _finish(batch, redemptions);
+        _finish(batch);
     }
 
     /// @inheritdoc IJobEscrow
@@ -88,43 +95,41 @@ abstract contract Channels is EscrowState {
         emit SettlerSet(msg.sender, settler, allowed);
     }
 
-    function _start(address node, address token, uint256 count)
-        private
-        view
-        returns (Batch memory batch, bytes memory redemptions)
-    {
+    function _start(address node, address token, uint256 count) private view returns (Batch memory batch) {
         require(msg.sender == node || isSettler[node][msg.sender], NotSettler(node, msg.sender));
-        redemptions = new bytes(count * REDEMPTION_LENGTH);
         batch.typeHash = TypedData.VOUCHER_TYPEHASH;
-        batch.node = node;
-        batch.token = token;
+        batch.node = uint160(node);
+        batch.token = uint160(token);
         batch.prefix = 0x1901;
         batch.domainSeparator = _domainSeparatorV4();
-        uint256 next;
+        mapping(address => Channel) storage channels = _channels[node][token];
+        mapping(address => Account) storage accounts = _accounts[token];
+        uint256 room = EVENT_HEAD + count * REDEMPTION_LENGTH;
         assembly ("memory-safe") {
-            next := add(redemptions, 0x20)
-        }
-        batch.next = next;
-    }
-
-    /// @dev Makes the packed voucher the one the batch is at, and returns its digest. `start` must be the start of a whole one.
-    function _take(Batch memory batch, bytes calldata vouchers, uint256 start) private pure returns (bytes32) {
-        assembly ("memory-safe") {
-            start := add(vouchers.offset, start)
-            mstore(add(batch, 0x20), shr(96, calldataload(start)))
-            mstore(add(batch, 0x80), shr(128, calldataload(add(start, 20))))
-            mstore(add(batch, 0xa0), shr(192, calldataload(add(start, 36))))
-        }
-        return _digest(batch);
-    }
-
-    function _word(bytes calldata vouchers, uint256 start) private pure returns (bytes32 word) {
-        assembly ("memory-safe") {
-            word := calldataload(add(vouchers.offset, start))
+            mstore(add(batch, 0x120), channels.slot)
+            mstore(add(batch, 0x140), accounts.slot)
+            let told := mload(0x40)
+            mstore(add(batch, 0x160), told)
+            mstore(add(batch, 0x180), add(told, EVENT_HEAD))
+            mstore(0x40, add(told, room))
         }
     }
 
-    /// @dev Of the voucher the batch is at. In place, because a batch hashes hundreds of them.
+    /// @dev Makes the packed voucher at this place in calldata the one the batch is at, and says who signed it.
+    function _take(Batch memory batch, uint256 voucher) private view returns (uint256 signer) {
+        bytes32 r;
+        bytes32 vs;
+        assembly ("memory-safe") {
+            mstore(add(batch, 0x20), shr(96, calldataload(voucher)))
+            mstore(add(batch, 0x80), shr(128, calldataload(add(voucher, 20))))
+            mstore(add(batch, 0xa0), shr(192, calldataload(add(voucher, 36))))
+            r := calldataload(add(voucher, 44))
+            vs := calldataload(add(voucher, 76))
+        }
+        return SignatureLib.recover(_digest(batch), r, vs);
+    }
+
+    /// @dev Of the voucher the batch is at.
     function _digest(Batch memory batch) private pure returns (bytes32 digest) {
         assembly ("memory-safe") {
             mstore(add(batch, 0x100), keccak256(batch, 0xc0))
@@ -133,78 +138,101 @@ abstract contract Channels is EscrowState {
     }
 
     /// @dev `signer` is the requester, a session key to be, or zero for nobody; `entitled` is what the channel should have
-    /// paid when all is paid.
-    function _redeem(
-        Batch memory batch,
-        mapping(address => Channel) storage channels,
-        mapping(address => Account) storage accounts,
-        address signer,
-        uint256 entitled
-    ) private {
-        address requester = batch.requester;
-        Channel storage channel_ = channels[requester];
-        (uint256 claimed, uint256 reserved, uint256 covered) = _load(channel_);
-        if (entitled > MAX_CLAIMED) entitled = MAX_CLAIMED;
-        if (entitled <= claimed) return _skip(batch, SkipReason.NothingDue);
-        // What was compared bounds every sum and difference from here on.
+    /// paid when all is paid. The channel's slot stays packed, which keeps the code that a batch runs hundreds of times short.
+    /// @return reason Why nothing was paid, or zero.
+    function _redeem(Batch memory batch, uint256 signer, uint256 entitled) private returns (uint256 reason) {
+        uint256 requester = batch.requester;
+        uint256 channelSlot = _slotOf(requester, batch.channels);
+        uint256 packed;
+        assembly ("memory-safe") {
+            packed := sload(channelSlot)
+        }
+        if (entitled >> 96 != 0) entitled = type(uint96).max;
+        if (entitled <= packed >> 160) return uint256(SkipReason.NothingDue);
+        uint256 paid;
+        uint256 drawn;
+        uint256 balances;
+        // What was compared bounds every sum and difference.
         unchecked {
-            uint256 due = entitled - claimed;
+            paid = entitled - (packed >> 160);
             if (signer != requester) {
-                Session storage used = _sessions[requester][batch.token][signer];
-                if (signer == address(0) || used.expiry < block.timestamp) {
-                    return _skip(batch, SkipReason.BadVoucherSignature);
-                }
-                if (used.left < due) return _skip(batch, SkipReason.SessionCapExceeded);
+                reason = _checkSession(batch, signer, paid);
+                if (reason != 0) return reason;
             }
+            uint256 reserved = uint96(packed >> 64);
+            if (paid > reserved) {
+                (drawn, balances) = _draw(_slotOf(requester, batch.accounts), paid - reserved);
+                paid = reserved + drawn;
+                if (paid == 0) return uint256(SkipReason.InsufficientFunds);
+            }
+        }
+        if (signer != requester) _spend(batch, signer, paid);
+        assembly ("memory-safe") {
+            // claimed += paid, reserved -= what was not drawn, coveredNonce = the higher one. None crosses its bounds.
+            packed := sub(add(packed, shl(160, paid)), shl(64, sub(paid, drawn)))
+            let covered := and(packed, 0xffffffffffffffff)
+            let nonce := mload(add(batch, 0xa0))
+            packed := add(packed, mul(gt(nonce, covered), sub(nonce, covered)))
+            sstore(channelSlot, packed)
 
-            uint256 free;
-            uint256 thawing;
-            uint256 drawn;
-            uint256 paid = due < reserved ? due : reserved;
-            if (paid != due) {
-                (drawn, free, thawing) = _draw(accounts[requester], due - paid);
-                paid += drawn;
-                if (paid == 0) return _skip(batch, SkipReason.InsufficientFunds);
-                if (drawn == 0) (free, thawing) = (0, 0);
-            }
-            reserved -= paid - drawn;
-            claimed += paid;
-            if (signer != requester) _spend(requester, batch.token, signer, paid);
-            if (batch.coveredNonce > covered) covered = batch.coveredNonce;
-            _store(channel_, claimed, reserved, covered);
-            batch.paid += paid;
-            assembly ("memory-safe") {
-                let next := mload(add(batch, 0x120))
-                mstore(next, or(shl(96, requester), claimed))
-                mstore(add(next, 0x20), or(shl(128, free), thawing))
-                mstore(add(next, 0x40), or(or(shl(160, drawn), shl(64, reserved)), covered))
-                mstore(add(batch, 0x120), add(next, 0x60))
-            }
+            let next := mload(add(batch, 0x180))
+            mstore(next, or(shl(96, requester), shr(160, packed)))
+            mstore(add(next, 0x20), mul(balances, iszero(iszero(drawn))))
+            mstore(add(next, 0x40), or(shl(160, drawn), shr(96, shl(96, packed))))
+            mstore(add(batch, 0x180), add(next, REDEMPTION_LENGTH))
+            mstore(add(batch, 0x1a0), add(mload(add(batch, 0x1a0)), paid))
         }
     }
 
-    function _spend(address requester, address token, address key, uint256 amount) private {
-        Session storage used = _sessions[requester][token][key];
+    function _skip(Batch memory batch, uint256 reason) private {
+        (address requester, address node, address token) = _addresses(batch);
+        emit VoucherSkipped(requester, node, token, batch.cumulative, SkipReason(reason));
+    }
+
+    function _addresses(Batch memory batch) private pure returns (address requester, address node, address token) {
+        assembly ("memory-safe") {
+            requester := mload(add(batch, 0x20))
+            node := mload(add(batch, 0x40))
+            token := mload(add(batch, 0x60))
+        }
+    }
+
+    function _sessionOf(Batch memory batch, uint256 key) private view returns (Session storage) {
+        (address requester,, address token) = _addresses(batch);
+        return _sessions[requester][token][address(uint160(key))];
+    }
+
+    /// @return Why the key may not spend what is due, or zero.
+    function _checkSession(Batch memory batch, uint256 key, uint256 due) private view returns (uint256) {
+        Session storage used = _sessionOf(batch, key);
+        if (key == 0 || used.expiry < block.timestamp) return uint256(SkipReason.BadVoucherSignature);
+        return used.left < due ? uint256(SkipReason.SessionCapExceeded) : 0;
+    }
+
+    function _spend(Batch memory batch, uint256 key, uint256 amount) private {
+        Session storage used = _sessionOf(batch, key);
         // forge-lint: disable-next-line(unsafe-typecast)
         uint128 left = used.left - uint128(amount); // at most what was due, which the key may spend
         used.left = left;
-        emit SessionUpdated(requester, key, token, left, used.expiry);
+        (address requester,, address token) = _addresses(batch);
+        emit SessionUpdated(requester, address(uint160(key)), token, left, used.expiry);
     }
 
-    function _skip(Batch memory batch, SkipReason reason) private {
-        emit VoucherSkipped(batch.requester, batch.node, batch.token, batch.cumulative, reason);
-    }
-
-    function _finish(Batch memory batch, bytes memory redemptions) private {
-        // The redemptions end where the next one would have gone: skipped vouchers leave none.
-        uint256 next = batch.next;
+    function _finish(Batch memory batch) private {
+        if (batch.paid == 0) return;
+        (, address node, address token) = _addresses(batch);
+        uint256 total = earned[node][token] + batch.paid;
+        earned[node][token] = total;
+        bytes32 topic = VouchersRedeemed.selector;
+        // In place, as the redemptions stand behind room for the head.
         assembly ("memory-safe") {
-            mstore(redemptions, sub(next, add(redemptions, 0x20)))
+            let told := mload(add(batch, 0x160))
+            let next := mload(add(batch, 0x180))
+            mstore(told, total)
+            mstore(add(told, 0x20), 0x40)
+            mstore(add(told, 0x40), sub(sub(next, told), EVENT_HEAD))
+            log3(told, sub(next, told), topic, node, token)
         }
-        if (redemptions.length == 0) return;
-        uint256 total = earned[batch.node][batch.token] + batch.paid;
-        earned[batch.node][batch.token] = total;
-        emit VouchersRedeemed(batch.node, batch.token, total, redemptions);
     }
 
     /// @dev What was paid for those of the given orders that count: of this channel, not covered, settled by signature, and
@@ -216,8 +244,8 @@ abstract contract Channels is EscrowState {
             bytes32 jobId = jobIdOf(order);
             Job storage j = _jobs[jobId];
             if (
-                jobId > last && order.requester == batch.requester && order.token == batch.token
-                    && order.nonce > batch.coveredNonce && j.signed && _paidNode(j, order) == batch.node
+                jobId > last && uint160(order.requester) == batch.requester && uint160(order.token) == batch.token
+                    && order.nonce > batch.coveredNonce && j.signed && uint160(_paidNode(j, order)) == batch.node
             ) {
                 sum += j.amount;
                 last = jobId;

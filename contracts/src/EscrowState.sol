@@ -15,8 +15,8 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
 
     struct Account {
         // slot 0
-        uint128 free;
         uint128 thawing;
+        uint128 free;
         // slot 1
         uint64 thawEnd;
     }
@@ -24,9 +24,9 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
     struct Channel {
         // slot 0: all that redeeming a voucher touches. Amounts of a channel end at 2^96 - 1, some 79 billion coins of 18
         // decimals; the price of an order does not.
-        uint96 claimed;
-        uint96 reserved;
         uint64 coveredNonce;
+        uint96 reserved;
+        uint96 claimed;
         // slot 1
         uint96 thawing;
         uint64 thawEnd;
@@ -52,6 +52,8 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         uint64 expiry;
     }
 
+    string private constant NAME = "Littoral";
+    string private constant VERSION = "1";
     /// @notice Highest fee in basis points.
     uint16 public constant MAX_FEE_BPS = 500;
     uint256 internal constant BPS = 10_000;
@@ -88,7 +90,7 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         address owner_,
         uint32 maxChallengeWindow_,
         uint64 arbiterPeriod_
-    ) EIP712("Littoral", "1") Ownable(owner_) {
+    ) EIP712(NAME, VERSION) Ownable(owner_) {
         require(registry_ != address(0), ZeroAddress());
         require(INodeRegistry(registry_).escrow() == address(this), WrongRegistry(registry_));
         uint64 unbondingPeriod = INodeRegistry(registry_).unbondingPeriod();
@@ -110,57 +112,92 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         return _hashTypedDataV4(order.hash());
     }
 
+    /// @inheritdoc EIP712
+    /// @dev With the literals: reading them back from immutables takes some 400 bytes of code.
+    function eip712Domain()
+        public
+        view
+        override
+        returns (bytes1, string memory, string memory, uint256, address, bytes32, uint256[] memory)
+    {
+        return (hex"0f", NAME, VERSION, block.chainid, address(this), 0, new uint256[](0));
+    }
+
     /// @dev When a notice given now is over.
     function _noticeEnd() internal view returns (uint64) {
         return uint64(block.timestamp) + thawPeriod;
     }
 
-    /// @dev Takes `amount` of an account, free funds first, or all if there is less.
-    function _draw(Account storage acc, uint256 amount)
-        internal
-        returns (uint256 drawn, uint256 free, uint256 thawing)
-    {
-        assembly ("memory-safe") {
-            let slot := sload(acc.slot)
-            free := and(slot, 0xffffffffffffffffffffffffffffffff)
-            thawing := shr(128, slot)
-        }
-        if (amount <= free) {
-            drawn = amount;
-            free -= amount;
-        } else {
-            uint256 more = amount - free;
-            if (more > thawing) more = thawing;
-            drawn = free + more;
-            free = 0;
-            thawing -= more;
-        }
-        if (drawn != 0) _store(acc, free, thawing);
-    }
-
     // Whole slots are read and written at once: the compiler would do so once for every member.
 
-    function _load(Channel storage c) internal view returns (uint256 claimed, uint256 reserved, uint256 coveredNonce) {
+    /// @dev Where a mapping at `mappingSlot` keeps the value of an address.
+    function _slotOf(uint256 key, uint256 mappingSlot) internal pure returns (uint256 slot) {
         assembly ("memory-safe") {
-            let slot := sload(c.slot)
-            claimed := and(slot, 0xffffffffffffffffffffffff)
-            reserved := and(shr(96, slot), 0xffffffffffffffffffffffff)
-            coveredNonce := shr(192, slot)
+            mstore(0x00, key)
+            mstore(0x20, mappingSlot)
+            slot := keccak256(0x00, 0x40)
+        }
+    }
+
+    /// @dev Takes `amount` of the account in this slot, free funds first, or all if there is less. `balances` is the slot
+    /// afterwards: free funds in its higher half, thawing ones in the lower.
+    function _draw(uint256 slot, uint256 amount) internal returns (uint256 drawn, uint256 balances) {
+        assembly ("memory-safe") {
+            balances := sload(slot)
+            let free := shr(128, balances)
+            drawn := amount
+            if gt(amount, free) {
+                let more := sub(amount, free)
+                let thawing := shr(128, shl(128, balances))
+                if gt(more, thawing) { more := thawing }
+                drawn := add(free, more)
+                // As though thawed at once.
+                balances := sub(add(balances, shl(128, more)), more)
+            }
+            balances := sub(balances, shl(128, drawn))
+            if drawn { sstore(slot, balances) }
+        }
+    }
+
+    function _load(uint256 channelSlot)
+        internal
+        view
+        returns (uint256 claimed, uint256 reserved, uint256 coveredNonce)
+    {
+        assembly ("memory-safe") {
+            let slot := sload(channelSlot)
+            claimed := shr(160, slot)
+            reserved := shr(160, shl(96, slot))
+            coveredNonce := and(slot, 0xffffffffffffffff)
         }
     }
 
     /// @dev `free` and `thawing` must fit.
     function _store(Account storage acc, uint256 free, uint256 thawing) internal {
         assembly ("memory-safe") {
-            sstore(acc.slot, or(free, shl(128, thawing)))
+            sstore(acc.slot, or(shl(128, free), thawing))
         }
     }
 
     /// @dev All of it must fit.
     function _store(Channel storage c, uint256 claimed, uint256 reserved, uint256 coveredNonce) internal {
         assembly ("memory-safe") {
-            sstore(c.slot, or(or(claimed, shl(96, reserved)), shl(192, coveredNonce)))
+            sstore(c.slot, or(or(shl(160, claimed), shl(64, reserved)), coveredNonce))
         }
+    }
+
+    /// @dev As `_draw` of a slot.
+    function _draw(Account storage acc, uint256 amount)
+        internal
+        returns (uint256 drawn, uint256 free, uint256 thawing)
+    {
+        uint256 slot;
+        assembly ("memory-safe") {
+            slot := acc.slot
+        }
+        (drawn, thawing) = _draw(slot, amount);
+        free = thawing >> 128;
+        thawing = uint128(thawing);
     }
 
     function _store(Job storage j, JobState state, bool signed, uint48 nodeNumber, uint64 timer, uint128 amount)

@@ -26,20 +26,18 @@ library SignatureLib {
 
     /// @notice Who made the ERC-2098 signature, or zero if it is none (low s only).
     /// @dev As OpenZeppelin's `ECDSA.tryRecover`, in memory that it does not keep, for batches of hundreds.
-    function recover(bytes32 digest, bytes32 r, bytes32 vs) internal view returns (address signer) {
+    function recover(bytes32 digest, bytes32 r, bytes32 vs) internal view returns (uint256 signer) {
         assembly ("memory-safe") {
             let s := shr(1, shl(1, vs))
-            if iszero(gt(s, MAX_S)) {
-                let free := mload(0x40)
-                mstore(free, digest)
-                mstore(add(free, 0x20), add(shr(255, vs), 27))
-                mstore(add(free, 0x40), r)
-                mstore(add(free, 0x60), s)
-                // The precompile returns nothing for what is no signature, and leaves the zero where it is.
-                mstore(0x00, 0)
-                pop(staticcall(gas(), 1, free, 0x80, 0x00, 0x20))
-                signer := mload(0x00)
-            }
+            let free := mload(0x40)
+            mstore(free, digest)
+            mstore(add(free, 0x20), add(shr(255, vs), 27))
+            mstore(add(free, 0x40), r)
+            mstore(add(free, 0x60), s)
+            // The precompile returns nothing for what is no signature, and leaves the zero where it is.
+            mstore(0x00, 0)
+            pop(staticcall(gas(), 1, free, 0x80, 0x00, 0x20))
+            signer := mul(mload(0x00), iszero(gt(s, MAX_S)))
         }
     }
 

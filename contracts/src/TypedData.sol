@@ -14,9 +14,27 @@ library TypedData {
     bytes32 internal constant VOUCHER_TYPEHASH =
         keccak256("Voucher(address requester,address node,address token,uint128 cumulative,uint64 coveredNonce)");
 
-    function hash(Order calldata order) internal pure returns (bytes32) {
-        // Every member is one static word, so the ABI encoding of the struct is its EIP-712 encoding.
-        return keccak256(abi.encode(ORDER_TYPEHASH, order));
+    /// @dev Every member is one static word, so the order in calldata is its EIP-712 encoding. Bits beyond a member's type
+    /// revert, as they do wherever else a member is read.
+    function hash(Order calldata order) internal pure returns (bytes32 result) {
+        bytes32 typeHash = ORDER_TYPEHASH;
+        assembly ("memory-safe") {
+            let free := mload(0x40)
+            mstore(free, typeHash)
+            calldatacopy(add(free, 0x20), order, 0x160)
+            // Each shift takes the first bit too many of a wider type to that of the next narrower one.
+            let dirty := or(mload(add(free, 0x20)), mload(add(free, 0x40))) // requester, token
+            dirty := or(dirty, mload(add(free, 0x80))) // node
+            dirty := or(dirty, mload(add(free, 0xa0))) // assigner
+            dirty := or(dirty, mload(add(free, 0x120))) // arbiter
+            dirty := or(shr(32, dirty), mload(add(free, 0x60))) // maxPrice
+            dirty := or(shr(64, dirty), mload(add(free, 0xe0))) // deadline
+            dirty := or(dirty, mload(add(free, 0x160))) // nonce
+            dirty := or(shr(32, dirty), mload(add(free, 0x100))) // challengeWindow
+            dirty := or(shr(16, dirty), mload(add(free, 0x140))) // maxFeeBps
+            if shr(16, dirty) { revert(0, 0) }
+            result := keccak256(free, 0x180)
+        }
     }
 
     function hash(JobSpec calldata spec) internal pure returns (bytes32) {

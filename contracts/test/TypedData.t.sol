@@ -111,6 +111,31 @@ contract TypedDataTest is Test {
         assertEq(escrow.jobIdOf(_order()), _bytes32(".jobId"));
     }
 
+    function testFuzz_JobIdIsTheDigest(Order calldata order) external view {
+        assertEq(escrow.jobIdOf(order), _digest(keccak256(abi.encode(TypedData.ORDER_TYPEHASH, order))));
+    }
+
+    /// @dev One bit more than a member has, and the rest of the order full or empty.
+    function test_RevertWhen_AMemberOverflowsItsType() external {
+        uint8[11] memory bits = [160, 160, 128, 160, 160, 0, 64, 32, 160, 16, 64];
+        for (uint256 member = 0; member < 11; ++member) {
+            if (bits[member] == 0) continue; // specHash takes the whole word
+            for (uint256 bit = bits[member]; bit < 256; ++bit) {
+                for (uint256 full = 0; full < 2; ++full) {
+                    uint256[11] memory words;
+                    for (uint256 i = 0; i < 11; ++i) {
+                        if (full == 1) words[i] = bits[i] == 0 ? type(uint256).max : (1 << bits[i]) - 1;
+                    }
+                    (bool ok,) = address(escrow).staticcall(abi.encodePacked(escrow.jobIdOf.selector, words));
+                    assertTrue(ok, "clean");
+                    words[member] |= 1 << bit;
+                    (ok,) = address(escrow).staticcall(abi.encodePacked(escrow.jobIdOf.selector, words));
+                    assertFalse(ok, "dirty");
+                }
+            }
+        }
+    }
+
     function test_VectorsAssignment() external view {
         Assignment memory assignment = Assignment(
             _bytes32(".jobId"),

@@ -405,7 +405,8 @@ interface IJobEscrow {
     function resolve(Order calldata order, uint16 payNodeBps, uint16 slashBps) external;
 
     /// @notice Lets `key` sign vouchers over at most `cap` of the token from now on, until `expiry` (unix seconds). While a
-    /// permission is in force it can only be extended: nodes rely on it.
+    /// permission is in force it can only be extended: nodes rely on it. Vouchers that the key signed under an earlier one
+    /// count, too.
     function authorizeSession(address key, address token, uint128 cap, uint64 expiry) external;
 
     /// @notice Ends the key's permission after `thawPeriod`, so that what it has signed can still be redeemed.
