@@ -166,7 +166,8 @@ class Finder {
     return false;
   }
   Return(node) {
-    this.add('statement', node, '{}', 'drop return', this.withSemicolon(node));
+    const reference = /^struct .* storage/.test(node.expression?.typeDescriptions.typeString);
+    if (!reference) this.add('statement', node, '{}', 'drop return', this.withSemicolon(node));
     const tuple = node.expression && node.expression.nodeType === 'TupleExpression' && node.expression.components;
     if (tuple) this.swapList(tuple, node, 'statement', this.withSemicolon(node));
   }
@@ -248,7 +249,7 @@ class Finder {
     }
     // What returns nothing cannot stand in a conditional.
     if (['ExpressionStatement', 'Return'].includes(parent.nodeType)) this.swaps(node, 'statement', this.withSemicolon(parent));
-    else this.swaps(node, 'expression');
+    else if (parent.nodeType !== 'TryStatement') this.swaps(node, 'expression');
     this.visit(callee, node);
     this.visit(node.arguments, node);
     return false;
@@ -338,10 +339,9 @@ class Finder {
     const name = node.functionName.name;
     if (BUILTINS[name] !== undefined) {
       const [, after] = range(node.functionName);
-      const [start, end] = range(node);
+      const [, end] = range(node);
       change(node, BUILTINS[name] + this.slice(after, end), `${name} to ${BUILTINS[name]}`);
       if (['add', 'sub', 'or', 'and'].includes(name)) change(node, this.source(node.arguments[0]), 'drop operand');
-      void start;
     }
     node.arguments.forEach((argument) => this.yulParts(argument, kind, outer));
   }
@@ -480,8 +480,14 @@ function compileOne(sources, mutant, contracts) {
 
 const selection = (contracts) =>
   Object.fromEntries(contracts.map((c) => [`contracts/src/${c}.sol`, { [c]: ['evm.bytecode.object'] }]));
+// Without optimiser the address of a library is loaded even where all its functions are internal, and never used.
 const bytecodes = (output, contracts) =>
-  Object.fromEntries(contracts.map((c) => [c, output.contracts[`contracts/src/${c}.sol`][c].evm.bytecode.object]));
+  Object.fromEntries(
+    contracts.map((c) => {
+      const { object } = output.contracts[`contracts/src/${c}.sol`][c].evm.bytecode;
+      return [c, object.replace(/__\$\w{34}\$__/g, '0'.repeat(40))];
+    }),
+  );
 
 /** The bytecode in which only this mutant acts; 0 for none. */
 const select = (bytecode, id) => bytecode.replaceAll(MAGIC, id.toString(16).padStart(64, '0'));
