@@ -221,8 +221,7 @@ abstract contract Channels is EscrowState {
     function _finish(Batch memory batch) private {
         if (batch.paid == 0) return;
         (, address node, address token) = _addresses(batch);
-        uint256 total = earned[node][token] + batch.paid;
-        earned[node][token] = total;
+        uint256 total = _earn(node, token, batch.paid);
         bytes32 topic = VouchersRedeemed.selector;
         // In place, as the redemptions stand behind room for the head.
         assembly ("memory-safe") {

@@ -53,30 +53,65 @@ abstract contract Disputes is Jobs {
         private
     {
         address node = _nodeOf(j, order);
-        uint128 bond = _disputeBond(order);
-        uint128 price = j.amount - bond;
+        uint128 price = j.amount - _disputeBond(order);
         // forge-lint: disable-next-line(unsafe-typecast)
         uint128 paid = uint128(uint256(price) * payNodeBps / BPS); // at most `price`
-        bool lost = payNodeBps != BPS;
         bool signed = j.signed;
         _store(j, JobState.Resolved, signed, signed ? j.nodeNumber : 0, 0, signed ? paid : 0);
         j.resultHash = 0;
+        _divide(jobId, order, node, price, paid, payNodeBps != BPS, slashBps);
+    }
 
-        (uint256 slashed, uint256 compensation) = INodeRegistry(registry)
-            .releaseBond(
-                node, true, lost, INodeRegistry(registry).bond() * slashBps / BPS, order.token == address(0) ? price : 0
-            );
+    function _divide(
+        bytes32 jobId,
+        Order calldata order,
+        address node,
+        uint128 price,
+        uint128 paid,
+        bool lost,
+        uint256 slashBps
+    ) private {
+        (uint256 slashed, uint256 compensation) = _slash(order, node, price, lost, slashBps);
+        uint128 bond = lost ? 0 : _disputeBond(order); // the node's
+        uint256 free = _giveBackInDispute(order, price - paid, compensation, lost);
+        if (_jobs[jobId].signed) _claimForOrder(jobId, order, node, paid);
+        uint256 total = paid - _takeFee(jobId, order, paid);
+        total = _earn(node, order.token, total + bond);
+        _tellResolved(jobId, order, node, paid, bond, slashed, compensation, free, total);
+    }
+
+    /// @dev What the requester gets: the rest of the price, the compensation, the bond unless it is the node's.
+    function _giveBackInDispute(Order calldata order, uint128 rest, uint256 compensation, bool lost)
+        private
+        returns (uint256 free)
+    {
         // forge-lint: disable-next-line(unsafe-typecast)
-        uint128 back = price - paid + uint128(compensation); // at most `price`
-        if (lost) back += bond;
-        uint256 free = _credit(order.requester, order.token, back);
-        if (signed) _claimForOrder(jobId, order, node, paid);
-        uint128 bondToNode = lost ? 0 : bond;
-        uint256 total = earned[node][order.token] + paid - _takeFee(jobId, order, paid) + bondToNode;
-        earned[node][order.token] = total;
-        emit JobResolved(
-            jobId, order.requester, node, order.token, paid, bondToNode, slashed, compensation, free, total
-        );
+        rest += uint128(compensation); // at most the price
+        if (lost) rest += _disputeBond(order);
+        return _credit(order.requester, order.token, rest);
+    }
+
+    function _slash(Order calldata order, address node, uint128 price, bool lost, uint256 slashBps)
+        private
+        returns (uint256 slashed, uint256 compensation)
+    {
+        uint256 slash = INodeRegistry(registry).bond() * slashBps / BPS;
+        return INodeRegistry(registry).releaseBond(node, true, lost, slash, order.token == address(0) ? price : 0);
+    }
+
+    /// @dev On its own for the compiler's unoptimized pipeline, which measures coverage.
+    function _tellResolved(
+        bytes32 jobId,
+        Order calldata order,
+        address node,
+        uint128 paid,
+        uint128 bond,
+        uint256 slashed,
+        uint256 compensation,
+        uint256 free,
+        uint256 total
+    ) private {
+        emit JobResolved(jobId, order.requester, node, order.token, paid, bond, slashed, compensation, free, total);
     }
 
     /// @dev The caller's job, whose result is waiting or in dispute.

@@ -159,19 +159,6 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         }
     }
 
-    function _load(uint256 channelSlot)
-        internal
-        view
-        returns (uint256 claimed, uint256 reserved, uint256 coveredNonce)
-    {
-        assembly ("memory-safe") {
-            let slot := sload(channelSlot)
-            claimed := shr(160, slot)
-            reserved := shr(160, shl(96, slot))
-            coveredNonce := and(slot, 0xffffffffffffffff)
-        }
-    }
-
     /// @dev `free` and `thawing` must fit.
     function _store(Account storage acc, uint256 free, uint256 thawing) internal {
         assembly ("memory-safe") {
@@ -216,5 +203,11 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         if (free > type(uint128).max) free = type(uint128).max;
         // forge-lint: disable-next-line(unsafe-typecast)
         acc.free = uint128(free);
+    }
+
+    /// @dev Credits a node; `total` is what it has earned afterwards.
+    function _earn(address node, address token, uint256 amount) internal returns (uint256 total) {
+        total = earned[node][token] + amount;
+        earned[node][token] = total;
     }
 }

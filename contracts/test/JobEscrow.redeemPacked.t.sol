@@ -133,10 +133,10 @@ contract RedeemPackedTest is Base {
     function test_AKeyPermittedAgainIsHeldToTheNewCap() external {
         _deposit(100);
         vm.prank(requester.addr);
-        escrow.authorizeSession(otherNode.addr, NATIVE, 50, uint64(block.timestamp));
+        escrow.authorizeSession(otherNode.addr, NATIVE, 50, uint64(NOW));
         skip(1);
         vm.prank(requester.addr);
-        escrow.authorizeSession(otherNode.addr, NATIVE, 5, uint64(block.timestamp));
+        escrow.authorizeSession(otherNode.addr, NATIVE, 5, uint64(NOW + 1));
         _redeemSkipped(otherNode, 40, 1, SkipReason.SessionCapExceeded);
         _redeemBy(otherNode, 5, 1);
         assertEq(escrow.earned(node.addr, NATIVE), 5);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
+import {IERC5267} from "@openzeppelin/contracts/interfaces/IERC5267.sol";
 import {Test} from "forge-std/Test.sol";
 
 import {TypedData} from "../src/TypedData.sol";
@@ -95,6 +96,26 @@ contract TypedDataTest is Test {
             keccak256(abi.encode(typeHash, keccak256("Littoral"), keccak256("1"), block.chainid, address(escrow))),
             _bytes32(".domainSeparator")
         );
+    }
+
+    /// @dev ERC-5267: what wallets ask for.
+    function test_DomainIsReadable() external view {
+        (
+            bytes1 fields,
+            string memory name,
+            string memory version,
+            uint256 chainId,
+            address where,
+            bytes32 salt,
+            uint256[] memory extensions
+        ) = IERC5267(address(escrow)).eip712Domain();
+        assertEq(fields, hex"0f");
+        assertEq(name, "Littoral");
+        assertEq(version, "1");
+        assertEq(chainId, block.chainid);
+        assertEq(where, address(escrow));
+        assertEq(salt, 0);
+        assertEq(extensions.length, 0);
     }
 
     function test_VectorsSpecHash() external {
