@@ -290,16 +290,10 @@ abstract contract Channels is EscrowState {
         free -= uint128(amount); // at most `free`
         acc.free = free;
         Channel storage c = _channels[node][token][msg.sender];
-        _setAside(c, msg.sender, node, token, (c.reserved + amount).toUint96(), free);
-    }
-
-    /// @dev Ends a notice that is under way.
-    function _setAside(Channel storage c, address requester, address node, address token, uint96 reserved, uint256 free)
-        internal
-    {
+        uint96 reserved = (c.reserved + amount).toUint96();
         c.reserved = reserved;
         if (c.thawing != 0) c.thawing = 0;
-        emit ReservationChanged(requester, node, token, reserved, 0, 0, free);
+        emit ReservationChanged(msg.sender, node, token, reserved, 0, 0, free);
     }
 
     /// @inheritdoc IJobEscrow

@@ -319,8 +319,10 @@ abstract contract Jobs is Channels {
         uint96 room = type(uint96).max - reserved;
         // forge-lint: disable-next-line(unsafe-typecast)
         uint96 kept = locked < room ? uint96(locked) : room;
+        reserved += kept;
+        (c.reserved, c.thawing) = (reserved, 0);
         uint256 free = _credit(order.requester, order.token, locked - kept);
-        _setAside(c, order.requester, node, order.token, reserved + kept, free);
+        emit ReservationChanged(order.requester, node, order.token, reserved, 0, 0, free);
         emit JobRefunded(jobId, order.requester, order.token, locked, free);
     }
 

@@ -110,3 +110,53 @@ contract DirtyReturnWallet is IERC1271 {
 contract SilentWallet {
     fallback() external {}
 }
+
+/// @notice Accepts everything until its owner thinks better of it.
+contract FickleWallet is IERC1271 {
+    bool public refusing;
+
+    function refuse() external {
+        refusing = true;
+    }
+
+    function isValidSignature(bytes32, bytes calldata) external view returns (bytes4) {
+        return refusing ? bytes4(0) : IERC1271.isValidSignature.selector;
+    }
+}
+
+/// @notice Answers with another function's selector.
+contract WrongMagicWallet is IERC1271 {
+    function isValidSignature(bytes32, bytes calldata) external pure returns (bytes4) {
+        return 0xffffffff;
+    }
+}
+
+/// @notice Accepts if the call it makes while it is asked succeeds.
+contract ReentrantWallet {
+    address public target;
+    bytes public data;
+
+    function arm(address target_, bytes calldata data_) external {
+        (target, data) = (target_, data_);
+    }
+
+    function isValidSignature(bytes32, bytes calldata) external returns (bytes4) {
+        address called = target;
+        bytes memory call_ = data;
+        bool done;
+        // A call, not a static one: only that the caller's is static stops it.
+        assembly {
+            done := call(gas(), called, 0, add(call_, 0x20), mload(call_), 0, 0)
+        }
+        return done ? IERC1271.isValidSignature.selector : bytes4(0);
+    }
+}
+
+/// @notice What a delegated account (EIP-7702) may point at: accepts nothing by ERC-1271 and takes no coin.
+contract RefusingDelegate is IERC1271 {
+    error No();
+
+    function isValidSignature(bytes32, bytes calldata) external pure returns (bytes4) {
+        revert No();
+    }
+}
