@@ -159,7 +159,8 @@ abstract contract Channels is EscrowState {
                 reason = _checkSession(batch, signer, paid);
                 if (reason != 0) return reason;
             }
-            uint256 reserved = uint96(packed >> 64);
+            // forge-lint: disable-next-line(unsafe-typecast)
+            uint256 reserved = uint96(packed >> 64); // its 96 bits of the slot
             if (paid > reserved) {
                 (drawn, balances) = _draw(_slotOf(requester, batch.accounts), paid - reserved);
                 paid = reserved + drawn;
@@ -199,7 +200,8 @@ abstract contract Channels is EscrowState {
 
     function _sessionOf(Batch memory batch, uint256 key) private view returns (Session storage) {
         (address requester,, address token) = _addresses(batch);
-        return _sessions[requester][token][address(uint160(key))];
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return _sessions[requester][token][address(uint160(key))]; // recovered as an address
     }
 
     /// @return Why the key may not spend what is due, or zero.
@@ -215,6 +217,7 @@ abstract contract Channels is EscrowState {
         uint128 left = used.left - uint128(amount); // at most what was due, which the key may spend
         used.left = left;
         (address requester,, address token) = _addresses(batch);
+        // forge-lint: disable-next-line(unsafe-typecast)
         emit SessionUpdated(requester, address(uint160(key)), token, left, used.expiry);
     }
 

@@ -184,7 +184,8 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
         }
         (drawn, thawing) = _draw(slot, amount);
         free = thawing >> 128;
-        thawing = uint128(thawing);
+        // forge-lint: disable-next-line(unsafe-typecast)
+        thawing = uint128(thawing); // the lower half
     }
 
     function _store(Job storage j, JobState state, bool signed, uint48 nodeNumber, uint64 timer, uint128 amount)
