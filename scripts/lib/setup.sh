@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-FORGE=$ROOT/node_modules/.bin/forge
+FORGE=$ROOT/scripts/lib/forge
 export LITTORAL_ROOT=$ROOT
 # Queries are checked against the committed cache: a DATABASE_URL meant for running need not have our tables yet.
 export SQLX_OFFLINE=true
