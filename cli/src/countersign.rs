@@ -39,6 +39,8 @@ pub struct Countersigner<'a> {
     records: Records,
     requester: Address,
     session: Option<Address>,
+    /// One voucher at a time: of jobs that are delivered together, the first one to come covers all.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What came of it.
@@ -59,7 +61,7 @@ impl<'a> Countersigner<'a> {
         let (api, _) = context.market(&chain.deployment).await?;
         let requester = context.signer()?.address();
         let records = context.records(&chain.deployment, requester)?;
-        Ok(Self { context, chain, api, records, requester, session })
+        Ok(Self { context, chain, api, records, requester, session, turn: tokio::sync::Mutex::default() })
     }
 
     /// The acting account's records.
@@ -69,6 +71,7 @@ impl<'a> Countersigner<'a> {
 
     /// Countersigns for all that `node` has delivered in `token` and that can be explained.
     pub async fn countersign(&self, node: Address, token: Address) -> anyhow::Result<Countersigned> {
+        let _turn = self.turn.lock().await;
         let path =
             format!("lit-compute/vouchers/next?node={}&token={}", node.to_checksum(None), token.to_checksum(None));
         let next: NextVoucher = self.api.get_signed_in(&path).await?;
@@ -78,7 +81,9 @@ impl<'a> Countersigner<'a> {
             let checked = verify::job(&self.api, &self.chain, &self.records, (self.requester, node, token), job).await;
             verified.push((job.job_id, checked));
         }
-        let journal = self.records.journal(node, token)?;
+        // Another process may hold it while it talks to the API: whatever else goes on here goes on.
+        let records = self.records.clone();
+        let journal = tokio::task::spawn_blocking(move || records.journal(node, token)).await??;
         let base = self.base(&journal, &next, node, token).await?;
         let explained = explain(&base, &next, &verified)?;
         match explained {
