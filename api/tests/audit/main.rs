@@ -1,6 +1,7 @@
 //! `littoral-api audit` on a real chain and database: clean where all is well, and naming what is not.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+// Tests tamper with tables by SQL of their own.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 
 // The chain and what happens there are those of the indexer's own tests.
 #[allow(dead_code)]
