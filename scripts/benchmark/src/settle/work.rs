@@ -68,7 +68,7 @@ pub async fn store(pool: &PgPool, people: &People, payments: usize, now: DateTim
         order::insert_signed(&mut tx, id, (&order, &spec), &signature, 100, now).await?;
         complete(&mut tx, people, id, node, now).await?;
         // Every second pair of requester and node settles by voucher, the others by each order's signature.
-        if channel % 2 == 0 {
+        if channel.is_multiple_of(2) {
             let voucher = vouchers.entry((r, d)).or_insert_with(|| Voucher {
                 requester: requester.address(),
                 node: node.address(),
@@ -80,7 +80,7 @@ pub async fn store(pool: &PgPool, people: &People, payments: usize, now: DateTim
             voucher.coveredNonce = nonce;
         }
         stored.jobs.push(Job { id, order });
-        if n % CHUNK == CHUNK - 1 {
+        if (n + 1).is_multiple_of(CHUNK) {
             tx.commit().await?;
             tx = pool.begin().await?;
         }
