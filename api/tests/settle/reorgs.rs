@@ -61,12 +61,15 @@ async fn a_nonce_that_a_reorg_takes_from_a_foreign_transaction_is_filled() {
     let settler = world.settler().args(EAGER).spawn().unwrap();
     world.wait_done(&jobs).await;
     assert!(settler.output().contains("of which nothing is stored"), "{}", settler.log_tail());
-    assert_eq!(world.nonce().await, 2);
+    // The foreign one, and one or two batches: what matters here is that none is added to them but the filler.
+    let used = world.nonce().await;
+    assert!((2..=3).contains(&used), "{used}: {}", settler.log_tail());
     let depth = world.block().await - before + 1;
     world.provider.anvil_reorg(ReorgOptions { depth, tx_block_pairs: Vec::new() }).await.unwrap();
     world.wait("the gap is seen", async |_| settler.output().contains("filling it")).await;
     world.wait_done(&jobs).await;
     world.assert_exactly_once(&jobs).await;
-    assert_eq!(world.nonce().await, 2);
-    assert_eq!(world.kinds().await, ["submit", "finalize"]);
+    assert_eq!(world.nonce().await, used, "{}", settler.log_tail());
+    let kinds = world.kinds().await;
+    assert_eq!(kinds.iter().filter(|kind| *kind == "finalize").count(), 1, "{kinds:?}");
 }
