@@ -33,50 +33,106 @@ contract RedeemProof is ProofBase {
         m.state = 0;
     }
 
-    /// @dev What `claimed` grew by is what the requester lost and the node gained, at most what was signed; `claimed` and
-    /// `coveredNonce` never fall; what the packed slots say is what the plain arithmetic says.
-    function _assertRedeemed(Money memory a, Money memory b, uint256 entitled, uint64 coveredNonce) internal pure {
-        unchecked {
-            uint256 paid = b.claimed - a.claimed;
-            uint256 due = entitled > type(uint96).max ? type(uint96).max : entitled;
-            due = due > a.claimed ? due - a.claimed : 0;
-            uint256 funds = a.reserved + a.free + a.thawing;
-            assert(paid == 0 || paid == (due < funds ? due : funds));
-            assert(b.earned - a.earned == paid);
-            uint256 fromReserved = paid < a.reserved ? paid : a.reserved;
-            assert(a.reserved - b.reserved == fromReserved);
-            uint256 fromFree = paid - fromReserved < a.free ? paid - fromReserved : a.free;
-            assert(a.free - b.free == fromFree);
-            assert(a.thawing - b.thawing == paid - fromReserved - fromFree);
-            assert(b.covered == (paid != 0 && coveredNonce > a.covered ? coveredNonce : a.covered));
-            assert(b.fees == a.fees);
+    function _min(uint256 a, uint256 b) internal pure returns (uint256 least) {
+        assembly {
+            least := xor(b, and(xor(a, b), sub(0, lt(a, b))))
         }
     }
 
-    function check_redeem(Packed memory v, address node, address token, Other memory other, uint64 time) external {
+    /// @dev Zero if either is.
+    function _both(uint256 a, uint256 b) internal pure returns (uint256 both) {
+        assembly {
+            both := and(iszero(iszero(a)), iszero(iszero(b)))
+        }
+    }
+
+    function _redeem(Packed memory v, address node, address token, uint64 time)
+        internal
+        returns (Money memory before, Money memory afterwards)
+    {
         _at(time);
-        Money memory before = _readMoney(v.requester, node, token);
+        before = _readMoney(v.requester, node, token);
         _assumeSound(before);
+        vm.prank(node);
+        escrow.redeem(node, token, _pack(v));
+        afterwards = _readMoney(v.requester, node, token);
+    }
+
+    /// @notice What the requester lost the node gained, and `claimed` grew by it.
+    function check_redeemConserves(Packed memory v, address node, address token, uint64 time) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+        assert(_sum(a) == _sum(b));
+        unchecked {
+            assert(b.claimed - a.claimed == b.earned - a.earned);
+        }
+        assert(b.fees == a.fees);
+    }
+
+    /// @notice `claimed` and `coveredNonce` never fall, and no more is claimed than was signed.
+    function check_redeemNeverUnclaims(Packed memory v, address node, address token, uint64 time) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+        assert(b.claimed >= a.claimed);
+        assert(b.claimed == a.claimed || b.claimed <= v.cumulative);
+        assert(b.covered == a.covered || (b.covered == v.coveredNonce && b.covered > a.covered));
+    }
+
+    /// @notice The reservation goes first, then free, then thawing funds; nothing grows.
+    function check_redeemInOrder(Packed memory v, address node, address token, uint64 time) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+        assert(b.reserved <= a.reserved);
+        assert(b.free <= a.free);
+        assert(b.thawing <= a.thawing);
+        assert(b.free == a.free || b.reserved == 0);
+        assert(b.thawing == a.thawing || b.free == 0);
+    }
+
+    /// @notice All that is due is paid, or all that the requester has, or nothing.
+    function check_redeemPaysInFull(Packed memory v, address node, address token, uint64 time) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+        if (b.claimed == a.claimed) {
+            _assertSame(a, b);
+        } else {
+            bool all = b.claimed == v.cumulative || b.claimed == type(uint96).max;
+            assert(all || b.reserved | b.free | b.thawing == 0);
+        }
+    }
+
+    /// @notice Nobody else's money moves.
+    function check_redeemTouchesNobodyElse(
+        Packed memory v,
+        address node,
+        address token,
+        Other memory other,
+        uint64 time
+    ) external {
+        _at(time);
         other.jobId = bytes32(0);
         _assumeElsewhere(other, v.requester, node, token, bytes32(uint256(1)));
         Slots memory untouched = _slots(other);
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
-        Money memory afterwards = _readMoney(v.requester, node, token);
-        _assertRedeemed(before, afterwards, v.cumulative, v.coveredNonce);
         _assertUntouched(untouched, _slots(other));
     }
 
-    /// @notice One signature, one effect: the same voucher again moves nothing.
-    function check_redeemTwice(Packed memory v, address node, address token, uint64 time) external {
+    /// @notice One signature, one effect: a voucher for no more than was paid, or of a requester who has nothing, moves nothing.
+    /// By `check_redeemPaysInFull` one or the other holds once it was redeemed.
+    function check_redeemSpent(Packed memory v, address node, address token, uint64 time) external {
         _at(time);
-        _assumeSound(_readMoney(v.requester, node, token));
+        Money memory before = _readMoney(v.requester, node, token);
+        _assumeSound(before);
+        unchecked {
+            vm.assume(_both(_over(before.claimed, v.cumulative), before.reserved + before.free + before.thawing) == 0);
+        }
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
-        Money memory afterwards = _readMoney(v.requester, node, token);
-        vm.prank(node);
-        escrow.redeem(node, token, _pack(v));
-        _assertSame(afterwards, _readMoney(v.requester, node, token));
+        _assertSame(before, _readMoney(v.requester, node, token));
+    }
+
+    /// @dev Zero if the first is at least the second, or at its end.
+    function _over(uint256 claimed, uint256 cumulative) private pure returns (uint256 over) {
+        assembly {
+            over := and(lt(claimed, cumulative), lt(claimed, 0xffffffffffffffffffffffff))
+        }
     }
 
     /// @notice A key's permission is never used for more than it is worth, and redeeming never widens one.
@@ -89,10 +145,13 @@ contract RedeemProof is ProofBase {
         uint256 left = _sessionLeft(v.requester, token, key);
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
-        uint256 paid = _readMoney(v.requester, node, token).claimed - before.claimed;
         uint256 then = _sessionLeft(v.requester, token, key);
-        assert(then == left || left - then == paid);
-        assert(then <= left);
+        unchecked {
+            uint256 paid = _readMoney(v.requester, node, token).claimed - before.claimed;
+            // Read so that an overflow would show: `left` ends at 2^128.
+            assert(_both(left - then, left - then - paid) == 0);
+            assert(then <= left);
+        }
     }
 
     /// @notice Only the node and its settlers redeem.
@@ -105,7 +164,7 @@ contract RedeemProof is ProofBase {
         assert(!done);
     }
 
-    /// @notice As `check_redeem`, where an order that was settled alone is shown: its price counts on top, once.
+    /// @notice As `check_redeemConserves` and `check_redeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
     function check_redeemSignedAbove(
         Packed memory v,
         uint8 recovery,
@@ -121,26 +180,28 @@ contract RedeemProof is ProofBase {
         SignedVoucher[] memory vouchers = new SignedVoucher[](1);
         Order[] memory orders = new Order[](2);
         (orders[0], orders[1]) = (above, above);
-        vouchers[0] = SignedVoucher(
-            v.requester, v.cumulative, v.coveredNonce, abi.encodePacked(v.r, v.vs, recovery), orders
-        );
+        vouchers[0] =
+            SignedVoucher(v.requester, v.cumulative, v.coveredNonce, abi.encodePacked(v.r, v.vs, recovery), orders);
         uint256 amount = _readJob(escrow.jobIdOf(above)) >> 128;
         vm.prank(node);
         escrow.redeemSigned(node, token, vouchers);
         Money memory afterwards = _readMoney(v.requester, node, token);
         unchecked {
             uint256 paid = afterwards.claimed - before.claimed;
-            assert(afterwards.claimed >= before.claimed);
-            assert(paid == 0 || afterwards.claimed <= uint256(v.cumulative) + amount);
-            assert(afterwards.earned - before.earned == paid);
-            assert(_sum(afterwards) == _sum(before));
+            uint256 entitled = uint256(v.cumulative) + amount;
+            assert(_both(paid, afterwards.claimed - _min(afterwards.claimed, entitled)) == 0);
+            uint256 wrong =
+                (before.claimed - _min(before.claimed, afterwards.claimed)) | (_sum(afterwards) ^ _sum(before));
+            assert(wrong | (afterwards.earned - before.earned - paid) == 0);
         }
     }
 }
 
 contract ReservationProof is ProofBase {
     /// @notice Reserving, thawing and releasing move money between one requester's pockets only.
-    function check_reserve(address requester, address node, address token, Other memory other, uint256 amount) external {
+    function check_reserve(address requester, address node, address token, Other memory other, uint256 amount)
+        external
+    {
         _moves(requester, node, token, other, abi.encodeCall(escrow.reserve, (node, token, amount)));
     }
 

@@ -113,9 +113,8 @@ abstract contract ProofBase is Test {
     }
 
     function _create(string memory name, bytes memory arguments) internal returns (address created) {
-        bytes memory code = bytes.concat(
-            vm.getCode(string.concat("contracts/out/prove/", name, ".sol/", name, ".json")), arguments
-        );
+        bytes memory code =
+            bytes.concat(vm.getCode(string.concat("contracts/out/prove/", name, ".sol/", name, ".json")), arguments);
         assembly ("memory-safe") {
             created := create(0, add(code, 0x20), mload(code))
         }
@@ -241,10 +240,7 @@ abstract contract ProofBase is Test {
     }
 
     /// @dev None of it is the parties'.
-    function _assumeElsewhere(Other memory o, address owner, address node, address token, bytes32 jobId)
-        internal
-        pure
-    {
+    function _assumeElsewhere(Other memory o, address owner, address node, address token, bytes32 jobId) internal pure {
         vm.assume(_differ(o.owner, owner) | _differ(o.ownerToken, token) != 0);
         uint256 channel = _differ(o.channelOwner, owner) | _differ(o.channelNode, node);
         vm.assume(channel | _differ(o.channelToken, token) != 0);

@@ -72,8 +72,7 @@ contract RegistryProof is ProofBase {
         (bool done,) = address(registry).call(abi.encodeCall(INodeRegistry.lockBond, (node)));
         assert(!done);
         vm.prank(caller);
-        (done,) =
-            address(registry).call(abi.encodeCall(INodeRegistry.releaseBond, (node, true, true, slash, slash)));
+        (done,) = address(registry).call(abi.encodeCall(INodeRegistry.releaseBond, (node, true, true, slash, slash)));
         assert(!done);
     }
 
