@@ -261,7 +261,7 @@ async fn audit_of(args: &AuditArgs) -> anyhow::Result<Report> {
     let deployment = Deployment::read(&args.chain.deployment)?;
     let provider = rpc::connect(&args.chain.rpc_url, &deployment).await?;
     let pool = db::connect(&args.database_url, 2).await.context("cannot connect to Postgres (DATABASE_URL)")?;
-    let source = Source::new(provider, Contracts::from(&deployment));
+    let source = Source::new(vec![provider], Contracts::from(&deployment));
     let audit = Audit::new(pool, source, deployment)
         .at(args.block.unwrap_or(At::Cursor))
         .patience(Duration::from_secs(args.wait_secs))

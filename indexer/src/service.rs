@@ -107,7 +107,7 @@ async fn connect(
     let mut pause = Pause::default();
     loop {
         match rpc::verify(&provider, deployment).await {
-            Ok(()) => return Ok(Some(Source::new(provider, contracts))),
+            Ok(()) => return Ok(Some(Source::new(vec![provider.clone()], contracts))),
             Err(error @ RpcError::Transport(_)) => {
                 tracing::warn!(%error, "cannot reach the chain yet");
                 status.failing(&error);

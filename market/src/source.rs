@@ -24,10 +24,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Requests under way at once.
 const CONCURRENCY: usize = 8;
 
-/// The chain, as one endpoint shows it.
+/// The chain, as its endpoints show it.
 #[derive(Debug, Clone)]
 pub struct Source {
-    provider: DynProvider,
+    providers: Vec<DynProvider>,
     contracts: Contracts,
 }
 
@@ -71,16 +71,21 @@ impl SourceError {
 }
 
 impl Source {
-    /// Reads the logs of `contracts` through `provider`.
+    /// Reads the logs of `contracts` through `providers`, the preferred one first.
+    ///
+    /// # Panics
+    ///
+    /// If there is no provider.
     #[must_use]
-    pub fn new(provider: DynProvider, contracts: Contracts) -> Self {
-        Self { provider, contracts }
+    pub fn new(providers: Vec<DynProvider>, contracts: Contracts) -> Self {
+        assert!(!providers.is_empty(), "a chain is read through at least one provider");
+        Self { providers, contracts }
     }
 
-    /// The endpoint.
+    /// The preferred endpoint.
     #[must_use]
     pub fn provider(&self) -> &DynProvider {
-        &self.provider
+        &self.providers[0]
     }
 
     /// The contracts.
@@ -139,7 +144,7 @@ impl Source {
         // of one chain.
         let tip = self.existing_block(*numbers.end()).await?;
         let filter = self.filter().from_block(*numbers.start()).to_block(*numbers.end());
-        let logs = ask("eth_getLogs", || self.provider.get_logs(&filter)).await?;
+        let logs = ask("eth_getLogs", || self.provider().get_logs(&filter)).await?;
         let mut wanted: Vec<u64> = logs.iter().filter_map(|log| log.block_number).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -180,7 +185,7 @@ impl Source {
     /// The events of one block.
     pub async fn events_of(&self, block: &Block) -> Result<Vec<ChainEvent>, SourceError> {
         let filter = self.filter().at_block_hash(block.id.hash);
-        let logs = ask("eth_getLogs", || self.provider.get_logs(&filter)).await?;
+        let logs = ask("eth_getLogs", || self.provider().get_logs(&filter)).await?;
         let blocks = BTreeMap::from([(block.id.number, block.clone())]);
         let mut events = logs.iter().map(|log| self.event(log, &blocks)).collect::<Result<Vec<_>, _>>()?;
         events.sort_by_key(|event| event.log.log_index);
@@ -197,7 +202,7 @@ impl Source {
     }
 
     async fn header(&self, at: BlockNumberOrTag) -> Result<Option<Block>, SourceError> {
-        let block = ask("eth_getBlockByNumber", || async { self.provider.get_block_by_number(at).await }).await?;
+        let block = ask("eth_getBlockByNumber", || async { self.provider().get_block_by_number(at).await }).await?;
         Ok(block.map(|block| Block {
             id: BlockId { number: block.header.number, hash: block.header.hash },
             parent_hash: block.header.parent_hash,

@@ -30,7 +30,7 @@ impl Books {
         let database = TestDatabase::create().await.unwrap();
         let pool = db::connect(database.url(), 4).await.unwrap();
         db::migrate(&pool).await.unwrap();
-        let source = Source::new(chain.provider.clone(), Contracts::from(&chain.deployment));
+        let source = Source::new(vec![chain.provider.clone()], Contracts::from(&chain.deployment));
         let leadership = Leadership::try_acquire(&pool, Role::Indexer, clock::now()).await.unwrap().unwrap();
         let anchor = source.block(0).await.unwrap().unwrap();
         let mut tx = pool.begin().await.unwrap();

@@ -68,7 +68,7 @@ impl Chain {
     }
 
     pub fn source(&self) -> Source {
-        Source::new(self.reader.clone(), Contracts::from(&self.deployment))
+        Source::new(vec![self.reader.clone()], Contracts::from(&self.deployment))
     }
 
     /// Sends a call as one of the accounts that Anvil signs for, and sees it mined and successful.
