@@ -3,11 +3,14 @@
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
+use market::confirmation::Finality;
 use market::db::chain::{self, Applied, ApplyError, Block, BlockId, Cursor, HEADERS_KEPT, Step};
+use market::db::chain_view::{self, ObserveError};
+use market::db::confirmation;
 use market::db::leader::{Fence, FenceError};
 use market::fold::Contracts;
 use market::source::{RangeSize, Source, SourceError, Stretch};
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 
 /// Blocks this far below the head are read by range, without checking each one's parent; also how far before the contracts'
 /// deployment indexing begins, so that a reorg of the deployment itself can be followed.
@@ -57,6 +60,9 @@ pub enum FollowError {
     /// The step was not taken.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// What is final could not be taken down.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
     /// The database did not answer.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
@@ -108,9 +114,16 @@ impl FollowError {
         match self {
             Self::Source(SourceError::Decode(_)) => Remedy::Stop,
             Self::Source(_) | Self::NoAnchor(_) => Remedy::Retry,
-            Self::WrongDeployment { .. } | Self::AnotherChain { .. } => Remedy::Stop,
-            Self::Apply(ApplyError::CursorMoved(_) | ApplyError::Fence(FenceError::Deposed { .. })) => Remedy::StandBy,
-            Self::Apply(ApplyError::Sql(error) | ApplyError::Fence(FenceError::Sql(error))) | Self::Sql(error) => {
+            Self::WrongDeployment { .. }
+            | Self::AnotherChain { .. }
+            | Self::Observe(ObserveError::Contradicted { .. }) => Remedy::Stop,
+            Self::Apply(ApplyError::CursorMoved(_) | ApplyError::Fence(FenceError::Deposed { .. }))
+            | Self::Observe(ObserveError::Fence(FenceError::Deposed { .. }) | ObserveError::NoCursor) => {
+                Remedy::StandBy
+            }
+            Self::Apply(ApplyError::Sql(error) | ApplyError::Fence(FenceError::Sql(error)))
+            | Self::Observe(ObserveError::Sql(error) | ObserveError::Fence(FenceError::Sql(error)))
+            | Self::Sql(error) => {
                 if is_transient(error) {
                     Remedy::StandBy
                 } else {
@@ -154,6 +167,7 @@ impl Follower {
         fence: Fence,
         deploy_block: u64,
         max_range: u64,
+        now: DateTime<Utc>,
     ) -> Result<Self, FollowError> {
         let cursor = match stored_cursor(&pool, source.contracts()).await? {
             Some(cursor) => cursor.block,
@@ -166,6 +180,9 @@ impl Follower {
                 anchor.id
             }
         };
+        let mut tx = pool.begin().await?;
+        confirmation::adopt(&mut tx, fence, &source.contracts().confirmation, now).await?;
+        tx.commit().await?;
         let ranges = RangeSize::up_to(max_range);
         Ok(Self { pool, source, fence, cursor, ranges, pruned_at: cursor.number })
     }
@@ -182,18 +199,34 @@ impl Follower {
         let step = self.next_step(&head).await?;
         let head = head.id;
         let Some(step) = step else {
+            if head == self.cursor {
+                let mut tx = self.pool.begin().await?;
+                self.observe(&mut tx, head.number, now).await?;
+                tx.commit().await?;
+            }
             return Ok(Progress { head: head.number, cursor: self.cursor, step: None });
         };
         // A step was found, so it has a last block.
         let Some(tip) = step.blocks.last().map(|block| block.id) else { return Err(ApplyError::NoBlocks.into()) };
         let mut tx = self.pool.begin().await?;
         let applied = chain::apply(&mut tx, self.fence, self.source.contracts(), &step, now).await?;
+        self.observe(&mut tx, head.number.max(tip.number), now).await?;
         tx.commit().await?;
         self.cursor = tip;
         self.prune().await?;
         let reorg_depth = step.ancestor.map(|ancestor| step.from.number - ancestor.number);
         let taken = Taken { from: step.from, reorg_depth, events: step.events.len(), applied };
         Ok(Progress { head: head.number.max(tip.number), cursor: tip, step: Some(taken) })
+    }
+
+    /// Takes down what the chain has, now that the cursor is known to be on it.
+    async fn observe(&self, db: &mut PgConnection, head: u64, now: DateTime<Utc>) -> Result<(), FollowError> {
+        let finalized = match self.source.contracts().confirmation.finality() {
+            Finality::Tag => Some(self.source.finalized().await?.id),
+            Finality::Depth(_) => None,
+        };
+        chain_view::observe(db, self.fence, head, finalized, now).await?;
+        Ok(())
     }
 
     async fn next_step(&mut self, head: &Block) -> Result<Option<Step>, FollowError> {

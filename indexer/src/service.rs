@@ -241,6 +241,7 @@ impl Service {
                     leadership.fence(),
                     self.deploy_block,
                     self.max_range,
+                    clock::now(),
                 )
                 .await?,
             ),

@@ -28,7 +28,25 @@ create table chain_cursor (
     registry     address not null,
     block_number bigint not null,                -- last applied block
     block_hash   bytes32 not null,
-    epoch        bigint not null                 -- epoch of the leader that wrote last
+    epoch        bigint not null,                -- epoch of the leader that wrote last
+    head_number  bigint,                         -- latest block that the chain was seen to have
+    final_number bigint                          -- latest block that counts as final; above block_number while catching up
+);
+
+-- The chain's confirmation policy, as the manifest had it when the indexer began to lead (market::confirmation). One row.
+create table confirmation_policy (
+    singleton          boolean primary key default true check (singleton),
+    final_depth        bigint check (final_depth >= 0),  -- null where the chain's nodes say what is final
+    reorgs_below_final boolean not null
+);
+
+-- How deep a job's block must be for the job to be queued: by the first step of its token that is not below its price. Beyond
+-- the last one, and in other tokens, it must be final.
+create table confirmation_step (
+    token address not null,
+    up_to amount not null,
+    depth bigint not null check (depth >= 0),    -- blocks on top
+    primary key (token, up_to)
 );
 
 -- Logs of the escrow and the registry, as they were emitted. The key columns serve to find the events of a row, by their kind

@@ -23,6 +23,30 @@ create index escrow_job_closed on escrow_job (closed_at) where closed_at is not 
 create index escrow_job_queue on escrow_job (opened_at, job_id) where state = 'open';
 create index job_submission_listed on job_submission (created_at desc, job_id desc);
 
+-- Where the chain stands: the last applied block, and the latest one that counts as final. Depth is counted in applied blocks,
+-- of which each is known to be the child of the one before; what a node claims to have on top counts for nothing. Without a
+-- cursor no chain is followed, and nothing can be undone. One row.
+create view chain_level as
+select
+    coalesce(c.block_number, 9223372036854775807) as block_number,
+    case
+        when c.block_number is null then 9223372036854775807
+        else least(coalesce(c.final_number, -1), c.block_number)
+    end as final_number
+from (values (true)) as one (singleton)
+left join chain_cursor c on c.singleton = one.singleton;
+
+-- How deep the block of something worth `worth` of `of_token` must be to be acted on before it is final; null if it must be
+-- final. In plpgsql, which keeps the plan.
+create function confirmation_depth(of_token address, worth amount) returns bigint stable language plpgsql as $$
+begin
+    return (
+        select s.depth from confirmation_step s
+        where s.token = of_token and s.up_to >= worth
+        order by s.up_to limit 1
+    );
+end $$;
+
 -- What was agreed on each job that can be paid: orders opened on the chain, and signed ones. `rail` says how it is paid.
 create view job_order as
 select

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod blob;
 pub mod chain;
 pub mod chain_view;
+pub mod confirmation;
 pub mod escrow;
 pub mod exposure;
 pub mod job_view;

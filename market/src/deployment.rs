@@ -7,6 +7,7 @@ use alloy::primitives::Address;
 use alloy::sol_types::Eip712Domain;
 use serde::{Deserialize, Serialize};
 
+use crate::confirmation::Policy;
 use crate::{Amount, typed_data};
 
 /// One deployment of the contracts.
@@ -25,6 +26,9 @@ pub struct Deployment {
     pub escrow_params: EscrowParams,
     /// What the registry was constructed with.
     pub registry_params: RegistryParams,
+    /// When what this chain says counts.
+    #[serde(default)]
+    pub confirmation: Policy,
     /// Tokens by name, for people; the contracts accept any.
     #[serde(default)]
     pub tokens: BTreeMap<String, Address>,

@@ -1,12 +1,13 @@
 //! The vocabulary of Littoral, shared by the indexer, the API, the settler and the command line.
 //!
-//! The pure files (`abi`, `amount`, `batch`, `content`, `deployment`, `fold`, `job`, `order`, `typed_data`) import no I/O. SQL lives only in [`db`], Redis
+//! The pure files (`abi`, `amount`, `batch`, `confirmation`, `content`, `deployment`, `fold`, `job`, `order`, `typed_data`) import no I/O. SQL lives only in [`db`], Redis
 //! commands only in [`redis`].
 
 pub mod abi;
 pub mod amount;
 pub mod batch;
 pub mod clock;
+pub mod confirmation;
 pub mod content;
 pub mod db;
 pub mod deployment;

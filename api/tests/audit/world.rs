@@ -9,7 +9,7 @@ use market::abi::{JobSpec, Order};
 use market::clock;
 use market::db::chain::{self, Step};
 use market::db::leader::{Leadership, Role};
-use market::db::{self, order};
+use market::db::{self, confirmation, order};
 use market::fold::Contracts;
 use market::source::{RangeSize, Source};
 use sqlx::PgPool;
@@ -35,6 +35,8 @@ impl Books {
         let anchor = source.block(0).await.unwrap().unwrap();
         let mut tx = pool.begin().await.unwrap();
         chain::begin(&mut tx, leadership.fence(), source.contracts(), &anchor).await.unwrap();
+        let policy = &source.contracts().confirmation;
+        confirmation::adopt(&mut tx, leadership.fence(), policy, clock::now()).await.unwrap();
         tx.commit().await.unwrap();
         let books = Self { pool, source, database, leadership };
         books.index().await;

@@ -17,7 +17,9 @@ use littoral_api::{
 use market::{
     Amount, ContentId,
     abi::{JobSpec, Order},
-    clock, db,
+    clock,
+    confirmation::Policy,
+    db,
     deployment::{Deployment, EscrowParams, RegistryParams},
     fold::{BondRecord, EscrowAccount, EscrowJob, EscrowState, Moment, Opened, RegistryNode},
     order::{OrderJson, SpecJson},
@@ -432,6 +434,7 @@ pub fn deployment() -> Deployment {
             bond: 1_u128.into(),
             owner: Address::repeat_byte(0x0a),
         },
+        confirmation: Policy::local(),
         tokens: BTreeMap::from([("TEST".to_owned(), Address::repeat_byte(0x70))]),
     }
 }

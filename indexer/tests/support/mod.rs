@@ -114,6 +114,7 @@ async fn lead(
         }
     };
     let fence = leadership.fence();
-    let follower = Follower::start(pool.clone(), source.clone(), fence, deployment.deploy_block, max_range).await?;
+    let follower =
+        Follower::start(pool.clone(), source.clone(), fence, deployment.deploy_block, max_range, clock::now()).await?;
     Ok((leadership, follower))
 }

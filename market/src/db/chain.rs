@@ -18,6 +18,7 @@ use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
+use super::confirmation;
 use super::leader::{Fence, FenceError};
 use super::ledger::{self, Booked};
 use super::outbox::{self, Entity, Source};
@@ -220,6 +221,8 @@ pub async fn apply(
     rows::save(db, &folded).await?;
     ledger::append(db, &book).await?;
     applied.rows += keys.len();
+    let stays = step.ancestor.unwrap_or(step.from);
+    changes.0.extend(confirmation::moved(db, step.from.number, tip.number, stays.number).await?);
     changes.0.extend(covered::changes(db, &channels, &folded, false).await?);
     outbox::append_many(db, Source::Chain, &changes.0, now).await?;
     Ok(applied)

@@ -4,6 +4,8 @@ use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
+pub use super::confirmation::{ObserveError, Standing, observe, standing};
+
 use super::chain::from_db;
 use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;

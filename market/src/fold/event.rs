@@ -16,6 +16,7 @@ use crate::abi::{
     IOwnable2Step::{self, IOwnable2StepEvents},
     JobSpec, Order,
 };
+use crate::confirmation::Policy;
 use crate::deployment::Deployment;
 use crate::typed_data;
 
@@ -51,6 +52,8 @@ pub struct Contracts {
     pub registry: Address,
     /// EIP-712 domain of the escrow.
     pub domain: Eip712Domain,
+    /// When what they say counts.
+    pub confirmation: Policy,
 }
 
 impl From<&Deployment> for Contracts {
@@ -60,6 +63,7 @@ impl From<&Deployment> for Contracts {
             escrow: deployment.escrow,
             registry: deployment.registry,
             domain: deployment.domain(),
+            confirmation: deployment.confirmation.clone(),
         }
     }
 }

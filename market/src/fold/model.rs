@@ -15,6 +15,7 @@ use proptest::prelude::*;
 
 use super::{ChainEvent, Contracts, RawLog, time_of};
 use crate::abi::{IJobEscrow, INodeRegistry, IOwnable2Step, JobState, Order};
+use crate::confirmation::Policy;
 use crate::typed_data;
 
 pub(crate) const CHAIN_ID: u64 = 31337;
@@ -29,7 +30,7 @@ const DISPUTE_BOND_BPS: u128 = 500;
 
 pub(crate) fn contracts() -> Contracts {
     let domain = typed_data::domain(CHAIN_ID, ESCROW);
-    Contracts { chain_id: CHAIN_ID, escrow: ESCROW, registry: REGISTRY, domain }
+    Contracts { chain_id: CHAIN_ID, escrow: ESCROW, registry: REGISTRY, domain, confirmation: Policy::local() }
 }
 
 pub(crate) fn requester(n: u8) -> Address {

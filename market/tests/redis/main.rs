@@ -3,6 +3,7 @@
 // Clippy excuses test functions only, not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod confirmation;
 mod connection;
 mod leader;
 mod projection;

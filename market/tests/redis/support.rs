@@ -83,8 +83,8 @@ impl World {
         let start = DateTime::from_timestamp_millis(start.timestamp_millis()).unwrap();
         let world = Self { pool, server, redis, start, _database: database };
         sqlx::query!(
-            "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch)
-             values ($1, $2, $2, 1, $3, 1)",
+            "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch, final_number)
+             values ($1, $2, $2, 100, $3, 1, 100)",
             CHAIN_ID.cast_signed(),
             DbAddress(Address::repeat_byte(0xe5)) as _,
             DbHash(hash(0xb0, 1)) as _

@@ -136,7 +136,7 @@ impl Deploy {
                 "who pays? Give --sender ADDRESS -- --account NAME, or another of forge's wallets, or DEPLOYER_KEY"
             ),
         }
-        println!("\nWaiting for {} confirmations", chain.confirmations);
+        println!("\nWaiting for {} blocks on top of it", chain.confirmation.deepest());
         let manifest = deployment::record(provider, chain, owner, from_block).await?;
         let deployed = Deployment { manifest, path: path.to_owned() };
         deployment::write_json(&sources_path, &sources)?;

@@ -1,6 +1,7 @@
 //! The contracts on a chain, and the manifest that says where they are.
 
 mod check;
+mod confirmation;
 pub(crate) mod contracts;
 mod parameters;
 mod plan;
@@ -19,6 +20,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use check::Check;
+pub use confirmation::{Confirmation, Finality, Policy, Tag};
 pub use contracts::{Addresses, init_code};
 pub use parameters::ChainParams;
 pub use plan::{Cost, Plan, require_chain};
@@ -80,6 +82,8 @@ pub struct Manifest {
     pub escrow_params: EscrowParams,
     /// The registry's constructor parameters.
     pub registry_params: RegistryParams,
+    /// When what the chain says counts.
+    pub confirmation: Policy,
     /// Known ERC-20 tokens by name.
     pub tokens: BTreeMap<String, Address>,
     /// Of the `Deployment`; its address, and so the other two, follow from it.

@@ -56,7 +56,7 @@ impl Bench {
         let hardfork = if chain.hardfork == "amsterdam" { "osaka" } else { &chain.hardfork };
         let mut args = vec!["--hardfork".to_owned(), hardfork.to_owned(), "--enable-tx-gas-limit".to_owned()];
         args.extend(more.iter().map(|&arg| arg.to_owned()));
-        let mines = chain.confirmations > 1 && !more.contains(&"--no-mining");
+        let mines = chain.confirmation.deepest() > 0 && !more.contains(&"--no-mining");
         let (chain_id, block_time) = (Some(chain.chain_id), mines.then_some(0.1));
         let anvil = Anvil::start(AnvilOptions { chain_id, block_time, args, ..AnvilOptions::default() }).await.unwrap();
         let provider = ProviderBuilder::new().connect_http(anvil.rpc_url().parse().unwrap()).erased();
@@ -296,6 +296,7 @@ async fn a_manifest_that_was_tampered_with_is_found_out() {
         ("/registryParams/unbondingPeriod", json!(1), "unbondingPeriod"),
         ("/registryParams/bond", json!("1"), "bond"),
         ("/registryParams/owner", other, "registry.owner"),
+        ("/confirmation/finality", json!("finalized"), "confirmation"),
         ("/initCodeHash", hash.clone(), "initCodeHash"),
         ("/codeHashes/deployment", hash.clone(), "deployment"),
         ("/codeHashes/registry", hash.clone(), "registry"),

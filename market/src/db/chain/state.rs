@@ -22,7 +22,7 @@ pub async fn canonical_state(db: &mut PgConnection) -> Result<Vec<String>, sqlx:
                select 5, jsonb_build_array(node), (to_jsonb(n) || '{"table": "registry_node"}')::text
                from registry_node n
                union all
-               select 6, '[]', (to_jsonb(c) - 'epoch' - 'singleton' || '{"table": "chain_cursor"}')::text
+               select 6, '[]', (to_jsonb(c) - array['epoch', 'singleton', 'head_number', 'final_number'] || '{"table": "chain_cursor"}')::text
                from chain_cursor c
                union all
                select 7, jsonb_build_array(number), (to_jsonb(b) || '{"table": "chain_block"}')::text

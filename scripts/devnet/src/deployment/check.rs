@@ -57,6 +57,8 @@ impl Check {
         check.owner("registry", &registry, manifest.registry_params.owner, manifest, chain).await?;
         check.owner("escrow", &escrow, manifest.escrow_params.owner, manifest, chain).await?;
         check.domain(&escrow, manifest).await?;
+        let policy = chain.confirmation.policy(&manifest.tokens)?;
+        check.compare("confirmation in the manifest", Some(&manifest.confirmation), &[("parameters", &policy)]);
         for (name, token) in &chain.tokens {
             check.compare(
                 &format!("tokens.{name} in the manifest"),

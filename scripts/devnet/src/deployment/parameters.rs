@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::DeployParams;
+use super::confirmation::Confirmation;
 use crate::paths::root;
 
 /// Longer is a mistake in units, and nothing could mend it after deployment.
@@ -32,8 +33,8 @@ pub struct ChainParams {
     pub max_transaction_gas: Option<u64>,
     /// Block explorer.
     pub explorer: Option<String>,
-    /// Blocks, the deployment's included, that must be there before it is recorded.
-    pub confirmations: u64,
+    /// When what the chain says counts.
+    pub confirmation: Confirmation,
     /// Who may accept the contracts; zero where it is named when deploying.
     #[serde(deserialize_with = "checksummed")]
     pub owner: Address,
@@ -130,7 +131,7 @@ impl ChainParams {
             Ok(())
         };
         ensure!(self.chain_id != 0, "chainId: must not be 0");
-        ensure!(self.confirmations != 0, "confirmations: must be at least 1");
+        self.confirmation.validate(&self.tokens)?;
         ensure!(
             (1..=LARGEST_STAKE).contains(&self.min_stake),
             "minStake: {} is not within 1 and 2^96 - 1",
@@ -152,7 +153,7 @@ impl ChainParams {
 }
 
 /// A decimal string: JSON readers round numbers beyond 2^53.
-fn wei<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+pub(super) fn wei<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
     let text = String::deserialize(from)?;
     let is_decimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let parsed = if is_decimal { text.parse().ok() } else { None };
@@ -200,7 +201,14 @@ mod tests {
         for (field, value) in [
             ("chainId", json!(0)),
             ("chainId", json!(1)),
-            ("confirmations", json!(0)),
+            ("confirmation", json!({ "finality": "safe" })),
+            ("confirmation", json!({ "finality": 1, "queue": { "native": [{ "upTo": "1", "depth": 2 }] } })),
+            ("confirmation", json!({ "finality": "finalized", "reorgsBelowFinal": true })),
+            ("confirmation", json!({ "finality": "finalized", "queue": { "DAI": [] } })),
+            (
+                "confirmation",
+                json!({ "finality": 9, "queue": { "USDC": [{ "upTo": "5", "depth": 2 }, { "upTo": "4", "depth": 3 }] } }),
+            ),
             ("owner", json!("0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB49")),
             ("minStake", json!("0")),
             ("minStake", json!("79228162514264337593543950336")),

@@ -119,7 +119,7 @@ impl Sender {
     }
 }
 
-/// Waits until the deployment has the confirmations that its chain asks for, and describes it.
+/// Waits until the deployment is as deep as the largest job must be that does not wait for finality, and describes it.
 ///
 /// # Errors
 /// When it is not on the chain at or after `from_block`, or the chain does not answer.
@@ -133,7 +133,7 @@ pub async fn record(
     let addresses = Addresses::of(keccak256(&code));
     let (deploy_transaction, deploy_block) = loop {
         let (transaction, block) = find(provider, addresses.registry, from_block).await?;
-        if provider.get_block_number().await? + 1 >= block + chain.confirmations {
+        if provider.get_block_number().await? >= block + chain.confirmation.deepest() {
             break (transaction, block);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -162,6 +162,7 @@ pub async fn record(
             bond: terms.bond_wei.to_string(),
             owner,
         },
+        confirmation: chain.confirmation.policy(&tokens)?,
         tokens,
         init_code_hash: keccak256(&code),
         code_hashes: CodeHashes {
