@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Check;
 pub use confirmation::{Confirmation, Finality, Policy, Tag};
-pub use contracts::{Addresses, init_code};
+pub use contracts::{Addresses, Artifact, init_code};
 pub use parameters::ChainParams;
 pub use plan::{Cost, Plan, require_chain};
 pub use send::{Sender, Wallet, commit, record};

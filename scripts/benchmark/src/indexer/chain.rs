@@ -1,0 +1,191 @@
+//! A real Anvil with as many events of our contracts as are asked for.
+
+use std::path::Path;
+
+use alloy::dyn_abi::{DynSolValue, JsonAbiExt};
+use alloy::json_abi::JsonAbi;
+use alloy::primitives::{Address, Bytes, U256, hex};
+use alloy::rpc::types::TransactionReceipt;
+use alloy::sol_types::{SolCall, SolValue};
+use anyhow::{Context, ensure};
+use devnet::deployment::Artifact;
+use devnet::{Anvil, AnvilOptions, DEV_KEYS, DeployParams, Deployment};
+use market::abi::IJobEscrow;
+use serde_json::{Value, json};
+
+use super::rpc::Rpc;
+
+/// Requesters and nodes. No two of these numbers and of the periods in `Traffic.sol` have a divisor in common, so that every
+/// kind of job comes to everybody.
+const REQUESTERS: u64 = 997;
+const NODES: u64 = 53;
+/// How many of them a transaction can make.
+const ACTORS: u64 = 20;
+/// What a job is in events, in thousandths: see `Traffic.sol`.
+const EVENTS_PER_1000_JOBS: u64 = 2690;
+/// Gas of a transaction: the most that Anvil's rules allow is 2^24.
+const GAS: u64 = 16_000_000;
+/// Fee on jobs that allow one, in basis points.
+const FEE_BPS: u16 = 50;
+
+/// How events lie in blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Density {
+    /// About 1,000 events a block.
+    Dense,
+    /// About 30 events a block.
+    Sparse,
+}
+
+impl Density {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Sparse => "sparse",
+        }
+    }
+
+    /// Transactions a block, and jobs a transaction.
+    fn traffic(self) -> (u64, u64) {
+        match self {
+            Self::Dense => (12, 31),
+            Self::Sparse => (2, 6),
+        }
+    }
+}
+
+/// The node, the contracts, and who uses them.
+pub struct Chain {
+    /// Goes last: everything else asks it.
+    _anvil: Anvil,
+    pub rpc: Rpc,
+    pub rpc_url: String,
+    pub deployment: Deployment,
+    pub density: Density,
+    traffic: Address,
+    abi: JsonAbi,
+    sender: Address,
+    nonce: u64,
+    next_job: u64,
+}
+
+impl Chain {
+    /// Starts Anvil, deploys, and mines until there are about `events` events; none of the traffic's blocks is without.
+    pub async fn generate(dir: &Path, density: Density, events: u64) -> anyhow::Result<Self> {
+        // Past states are not asked for and would be written to disk.
+        let args = ["--gas-limit", "4000000000", "--prune-history", "--no-request-size-limit"];
+        let options = AnvilOptions {
+            log: Some(dir.join("anvil.log")),
+            args: args.map(str::to_owned).to_vec(),
+            ..AnvilOptions::default()
+        };
+        let anvil = Anvil::start(options).await?;
+        let params = DeployParams { thaw_period_secs: 1, ..DeployParams::default() };
+        let url = anvil.rpc_url().to_owned();
+        let deployment = Deployment::deploy_fast(&url, DEV_KEYS[0], &dir.join("manifest.json"), params).await?;
+        let artifact = Artifact::load("Traffic")?;
+        let mut chain = Self {
+            _anvil: anvil,
+            rpc: Rpc::new(&url),
+            rpc_url: url,
+            deployment,
+            density,
+            traffic: Address::ZERO,
+            abi: artifact.abi,
+            sender: DEV_KEYS[0].address(),
+            nonce: 0,
+            next_job: 0,
+        };
+        chain.prepare(&artifact.bytecode.object).await?;
+        let (transactions, jobs) = density.traffic();
+        for _ in 0..(events * 1000).div_ceil(EVENTS_PER_1000_JOBS * transactions * jobs) {
+            chain.block().await?;
+        }
+        Ok(chain)
+    }
+
+    /// The latest block's number.
+    pub async fn head(&self) -> anyhow::Result<u64> {
+        let head: String = self.rpc.call("eth_blockNumber", json!([])).await?;
+        Ok(u64::from_str_radix(head.trim_start_matches("0x"), 16)?)
+    }
+
+    /// Mines one block with events.
+    pub async fn block(&mut self) -> anyhow::Result<()> {
+        self.send_traffic().await?;
+        self.mine().await
+    }
+
+    /// Hands the node the transactions of its next block.
+    pub async fn send_traffic(&mut self) -> anyhow::Result<()> {
+        let (transactions, jobs) = self.density.traffic();
+        let mut requests = Vec::new();
+        for _ in 0..transactions {
+            let input = self.encode("play", &[self.next_job, jobs])?;
+            requests.push(self.request(Some(self.traffic), &input));
+            self.next_job += jobs;
+        }
+        self.rpc.batch("eth_sendTransaction", requests).await
+    }
+
+    /// Mines what was handed in.
+    pub async fn mine(&self) -> anyhow::Result<()> {
+        self.rpc.tell("evm_mine", json!([])).await
+    }
+
+    async fn prepare(&mut self, code: &Bytes) -> anyhow::Result<()> {
+        let nonce: String = self.rpc.call("eth_getTransactionCount", json!([self.sender, "latest"])).await?;
+        self.nonce = u64::from_str_radix(nonce.trim_start_matches("0x"), 16)?;
+        // A second a block, however many are mined in one: windows and notices end, deadlines do not.
+        self.rpc.tell("anvil_setBlockTimestampInterval", json!([1])).await?;
+        let manifest = &self.deployment.manifest;
+        let (escrow, token) = (manifest.escrow, manifest.tokens.values().next().copied());
+        let token = token.context("the manifest has no test token")?;
+        let call = IJobEscrow::setFeeBpsCall { feeBps: FEE_BPS }.abi_encode();
+        self.settled(Some(escrow), &call).await?;
+        let receipt = self.settled(None, &[&code[..], &(escrow, token).abi_encode_params()].concat()).await?;
+        self.traffic = receipt.contract_address.context("the traffic was not deployed")?;
+        let plenty = U256::from(1_u64) << 100;
+        self.rpc.tell("anvil_setBalance", json!([self.traffic, plenty])).await?;
+        for (function, count) in [("addRequesters", REQUESTERS), ("addNodes", NODES)] {
+            for begin in (0..count).step_by(usize::try_from(ACTORS)?) {
+                let input = self.encode(function, &[ACTORS.min(count - begin)])?;
+                self.settled(Some(self.traffic), &input).await?;
+            }
+        }
+        self.rpc.tell("evm_setAutomine", json!([false])).await
+    }
+
+    /// Sends one transaction and waits until it is mined.
+    async fn settled(&mut self, to: Option<Address>, input: &[u8]) -> anyhow::Result<TransactionReceipt> {
+        let request = self.request(to, input);
+        let hash: Value = self.rpc.call("eth_sendTransaction", request).await?;
+        for _ in 0..500 {
+            let receipt = self.rpc.call::<TransactionReceipt>("eth_getTransactionReceipt", json!([hash])).await;
+            if let Ok(receipt) = receipt {
+                ensure!(receipt.status(), "{hash} reverted");
+                return Ok(receipt);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        None.with_context(|| format!("{hash} is not mined"))
+    }
+
+    fn encode(&self, function: &str, args: &[u64]) -> anyhow::Result<Vec<u8>> {
+        let function = self.abi.function(function).and_then(|overloads| overloads.first());
+        let args: Vec<DynSolValue> = args.iter().map(|arg| DynSolValue::Uint(U256::from(*arg), 256)).collect();
+        Ok(function.context("Traffic.sol has no such function")?.abi_encode_input(&args)?)
+    }
+
+    fn request(&mut self, to: Option<Address>, input: &[u8]) -> Value {
+        let nonce = self.nonce;
+        self.nonce += 1;
+        json!([{
+            "from": self.sender,
+            "to": to,
+            "input": hex::encode_prefixed(input),
+            "gas": format!("{GAS:#x}"),
+            "nonce": format!("{nonce:#x}"),
+        }])
+    }
+}
