@@ -130,7 +130,7 @@ impl FollowError {
                     Remedy::Stop
                 }
             }
-            Self::Apply(ApplyError::Fold(_) | ApplyError::Decode(_) | ApplyError::NoBlocks) => Remedy::Stop,
+            Self::Apply(ApplyError::Fold(_) | ApplyError::TooDeep { .. } | ApplyError::NoBlocks) => Remedy::Stop,
         }
     }
 }
@@ -156,6 +156,11 @@ pub async fn stored_cursor(pool: &PgPool, contracts: &Contracts) -> Result<Optio
         return Err(FollowError::WrongDeployment { indexed: Box::new(cursor), wanted });
     }
     Ok(Some(cursor))
+}
+
+/// The highest block that will never be taken back, while `head` is the latest one.
+fn settled(head: BlockId) -> u64 {
+    head.number.saturating_sub(HEADERS_KEPT)
 }
 
 impl Follower {
@@ -254,7 +259,7 @@ impl Follower {
         if self.source.block(from.number).await?.is_none_or(|block| block.id != from) {
             return Ok(None);
         }
-        Ok(Some(Step { from, ancestor: None, blocks, events }))
+        Ok(Some(Step { from, ancestor: None, blocks, events, settled: settled(head) }))
     }
 
     /// Forward by the next block; nothing if it is not a child of the cursor.
@@ -267,7 +272,7 @@ impl Follower {
         };
         let Some(next) = next.filter(|next| next.parent_hash == from.hash) else { return Ok(None) };
         let events = self.source.events_of(&next).await?;
-        Ok(Some(Step { from, ancestor: None, blocks: vec![next], events }))
+        Ok(Some(Step { from, ancestor: None, blocks: vec![next], events, settled: settled(head.id) }))
     }
 
     /// Back to the last block that the chain still has, and onto its branch, which is read whole before anything is undone.
@@ -277,7 +282,7 @@ impl Follower {
         let Some(ancestor) = self.ancestor(head.number.min(from.number)).await? else { return Ok(None) };
         let to = if head.number > from.number + SETTLED_DISTANCE { from.number } else { head.number };
         let Stretch { blocks, events } = self.source.branch(ancestor, to).await?;
-        Ok(Some(Step { from, ancestor: Some(ancestor), blocks, events }))
+        Ok(Some(Step { from, ancestor: Some(ancestor), blocks, events, settled: settled(head) }))
     }
 
     /// The highest stored block that is on the chain, if any stored block up to `limit` is not.

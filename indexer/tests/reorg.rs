@@ -10,7 +10,7 @@ use alloy::providers::ext::AnvilApi;
 use devnet::AnvilOptions;
 use littoral_indexer::follower::{FollowError, Remedy, SETTLED_DISTANCE};
 use market::abi::{IJobEscrow, Order};
-use market::db::chain::HEADERS_KEPT;
+use market::db::chain::{ApplyError, HEADERS_KEPT};
 use market::db::escrow;
 use market::db::outbox::{self, Entity, Source};
 use market::fold::EscrowState;
@@ -185,30 +185,34 @@ async fn a_node_that_lags_behind_is_no_reorg_but_another_branch_is() {
 }
 
 #[tokio::test]
-async fn old_headers_are_forgotten_and_deeper_reorgs_followed_all_the_same() {
+async fn old_headers_are_forgotten_and_reorgs_deeper_than_what_is_kept_refused() {
     let (chain, mut index) = prepared().await;
     let (order, job_id) = open_one(&chain, 1).await;
     chain.mine(10).await;
-    chain.submit(vec![chain.result(&order, 10)]).await;
-    index.catch_up().await;
     // One by one, so that there are headers to be forgotten.
     for _ in 0..12 {
         chain.mine(SETTLED_DISTANCE).await;
         index.catch_up().await;
     }
+    chain.submit(vec![chain.result(&order, 10)]).await;
+    chain.mine(HEADERS_KEPT - 20).await;
+    index.catch_up().await;
     let blocks = chain.provider.get_block_number().await.unwrap();
     let kept = headers(&index).await;
     assert!(kept < 3 * HEADERS_KEPT && kept < blocks, "{kept} headers of {blocks} blocks are kept");
 
-    let paid_at = {
-        let mut db = index.pool.acquire().await.unwrap();
-        escrow::jobs(&mut db, &[job_id]).await.unwrap()[&job_id].closed_when.unwrap().block
-    };
-    chain.reorg(blocks - paid_at + 1).await;
+    chain.reorg(HEADERS_KEPT - 10).await;
     chain.deposit(OTHER_REQUESTER, 5).await;
     index.catch_up().await;
     assert_eq!(state_of(&index, job_id).await, Some(EscrowState::Open));
     index.assert_equals_a_fresh_index(&chain).await;
+
+    let before = index.state().await;
+    chain.reorg(2 * HEADERS_KEPT).await;
+    let refused = index.advance().await.unwrap_err();
+    assert!(matches!(refused, FollowError::Apply(ApplyError::TooDeep { .. })), "{refused}");
+    assert_eq!(refused.remedy(), Remedy::Stop);
+    assert_eq!(index.state().await, before, "nothing is taken back");
 }
 
 /// Canonical headers from the cursor down.

@@ -1,6 +1,6 @@
 -- What the chain says. Writer of every table here: the indexer, and no one else.
 -- Blocks and events are kept for orphaned branches too (`canonical` false); folded rows hold canonical state only and are
--- always equal to a fold over the canonical events of their key, so a reorg undoes them by folding again.
+-- always equal to a fold over the canonical events of their key. A reorg puts back what they were (chain_undo).
 
 -- A 20-byte account and a 32-byte hash as the chain writes them.
 create domain address as bytea check (octet_length(value) = 20);
@@ -28,6 +28,7 @@ create table chain_cursor (
     registry     address not null,
     block_number bigint not null,                -- last applied block
     block_hash   bytes32 not null,
+    undo_above   bigint not null,                -- blocks above this one can be taken back: chain_undo holds what they changed
     epoch        bigint not null,                -- epoch of the leader that wrote last
     head_number  bigint,                         -- latest block that the chain was seen to have
     final_number bigint                          -- latest block that counts as final; above block_number while catching up
@@ -49,56 +50,47 @@ create table confirmation_step (
     primary key (token, up_to)
 );
 
--- Logs of the escrow and the registry, as they were emitted. The key columns serve to find the events of a row, by their kind
--- and from the latest on: an event tells amounts as they stand after it, so the last of each kind make the row again,
--- however many there were (market::fold::Key::kinds).
+-- Logs of the escrow and the registry, as they were emitted. Here and in chain_redemption block_hash refers to chain_block and
+-- no foreign key says so: the one writer writes blocks and events together, and a check for each of them would cost more
+-- than the row does.
 create table chain_event (
-    block_hash   bytes32 not null references chain_block (hash),
-    log_index    bigint not null check (log_index >= 0),
     block_number bigint not null,
+    log_index    bigint not null check (log_index >= 0),
+    block_hash   bytes32 not null,
     tx_hash      bytes32 not null,
     contract     address not null,
     kind         text not null,                  -- the event's name, such as JobOpened
     topics       bytea not null check (octet_length(topics) % 32 = 0),
     data         bytea not null,
-    job_id       bytes32,                        -- job it is about, also of a Skipped, which changes nothing
-    account      address,                        -- requester whose account, channel or session it changes, with token
-    node         address,                        -- node whose earnings or channel (with token) or registry row or settlers
-                                                 -- (without) it changes
-    token        address,                        -- zero for the native coin
     canonical    boolean not null,
-    primary key (block_hash, log_index)
+    primary key (block_number, log_index, block_hash)
 );
-create index chain_event_position on chain_event (block_number, log_index) where canonical;
-create index chain_event_job on chain_event (job_id, block_number, log_index) where canonical and job_id is not null;
-create index chain_event_account on chain_event (account, token, kind, block_number, log_index)
-    where canonical and account is not null;
-create index chain_event_node on chain_event (node, token, kind, block_number, log_index) where canonical and node is not null;
-create index chain_event_channel on chain_event (account, node, token, kind, block_number, log_index)
-    where canonical and kind in ('ChannelUpdated', 'ReservationChanged');
--- Fees (with token) and what the owners set (without).
-create index chain_event_rest on chain_event (token, kind, block_number, log_index)
-    where canonical and account is null and node is null;
 create index chain_event_tx on chain_event (tx_hash) where canonical;
 
--- What each voucher of a VouchersRedeemed did, all as it stands afterwards: one log tells of many requesters, who are found
--- here. Canonical where its event is.
+-- What each voucher of a VouchersRedeemed did, as it stands afterwards: one log tells of many requesters, who are found here.
+-- Canonical where its event is.
 create table chain_redemption (
-    block_hash    bytes32 not null,
+    block_number  bigint not null,
     log_index     bigint not null,
     position      integer not null,
-    block_number  bigint not null,
+    block_hash    bytes32 not null,
     requester     address not null,
     node          address not null,
     token         address not null,
     claimed       amount not null,
     covered_nonce numeric(20, 0) not null,
-    drawn         boolean not null,              -- it took from the requester's account, not only from the reservation
-    primary key (block_hash, log_index, position),
-    foreign key (block_hash, log_index) references chain_event (block_hash, log_index)
+    primary key (block_number, log_index, position, block_hash)
 );
 create index chain_redemption_channel on chain_redemption (requester, node, token, block_number, log_index);
-create index chain_redemption_account on chain_redemption (requester, token, block_number, log_index) where drawn;
+
+-- Rows of the tables below as they were before a block changed them, for blocks that may still be taken back: a reorg puts the
+-- earliest image above the ancestor in each row's place. Emptied of blocks that are settled.
+create table chain_undo (
+    block_number bigint not null,                -- the block that changed the row
+    key          jsonb not null,                 -- the table and key (market::fold::Key)
+    before       jsonb,                          -- the row (market::fold::Row); null where there was none
+    primary key (block_number, key)
+);
 
 -- A job opened in the escrow, or a signed order of which the chain has told. The order's columns are those of an opened job;
 -- events about signed orders do not carry them (the API keeps the order in signed_order).

@@ -227,7 +227,8 @@ left join lateral (
     left join lateral (
         select q.block_number, q.tx_hash, k.mined_at
         from chain_redemption r
-        join chain_event q on q.block_hash = r.block_hash and q.log_index = r.log_index and q.canonical
+        join chain_event q on q.block_number = r.block_number and q.log_index = r.log_index and q.block_hash = r.block_hash
+            and q.canonical
         join chain_block k on k.hash = q.block_hash
         where r.requester = g.requester and r.token = g.token and r.node = x.node and r.covered_nonce >= g.nonce
         order by q.block_number, q.log_index

@@ -1,8 +1,7 @@
 //! What a sequence of events amounts to. Pure.
 //!
-//! Each row that the indexer keeps is the fold of the canonical events of its [`Key`], in the chain's order. Going forward
-//! that is the row before and the new events; after a reorg it is the fold of the events that remain, from nothing. Both
-//! are [`Rows::apply`].
+//! Each row that the indexer keeps is the fold of the canonical events of its [`Key`], in the chain's order: going forward
+//! that is [`Rows::apply`] of the row before and the new events, and going back is putting the row's [`Images`] in place.
 
 mod apply;
 mod event;
@@ -10,18 +9,23 @@ mod event;
 pub(crate) mod model;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::collections::BTreeMap;
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
+use crate::order::{order_json, spec_json};
 pub use event::{ChainEvent, Contracts, DecodeError, Event, OpenedJob, RawLog, Redeemed, Redemption};
+pub use undo::{Images, Row};
 
 /// Names one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Key {
     /// A row of `escrow_job`, by job id.
     Job(B256),
@@ -72,53 +76,9 @@ pub enum Key {
     Parameters,
 }
 
-impl Key {
-    /// The kinds of event that change this row.
-    ///
-    /// Of all but jobs and parameters, the last event of each kind makes the row again as all events together do, since
-    /// every event tells amounts as they stand after it. (Of a node its first `NodeUpdated` is needed too, as nothing can
-    /// come before it.) So to undo the latest events takes a few others, however many there were.
-    #[must_use]
-    pub fn kinds(&self) -> &'static [&'static str] {
-        match self {
-            Self::Job(_) => &[
-                "JobOpened",
-                "ResultSubmitted",
-                "JobPaid",
-                "JobRefunded",
-                "JobCancelling",
-                "JobDisputed",
-                "JobResolved",
-            ],
-            Self::Account { .. } => &[
-                "Deposited",
-                "Thawing",
-                "Withdrawn",
-                "JobOpened",
-                "ResultSubmitted",
-                "JobPaid",
-                "JobRefunded",
-                "JobDisputed",
-                "JobResolved",
-                "ChannelUpdated",
-                "ReservationChanged",
-                "VouchersRedeemed",
-            ],
-            Self::Earned { .. } => &["JobPaid", "JobResolved", "VouchersRedeemed", "EarnedWithdrawn"],
-            Self::Node(_) => {
-                &["NodeUpdated", "Staked", "Unbonding", "Unbonded", "Slashed", "BondLocked", "BondReleased"]
-            }
-            Self::Channel { .. } => &["ChannelUpdated", "ReservationChanged", "VouchersRedeemed"],
-            Self::Session { .. } => &["SessionUpdated"],
-            Self::Settler { .. } => &["SettlerSet"],
-            Self::Fee(_) => &["FeeTaken", "FeesWithdrawn"],
-            Self::Parameters => &["FeeBpsSet", "PausedSet", "MinStakeSet"],
-        }
-    }
-}
-
 /// Where a job stands in the escrow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EscrowState {
     /// It was never opened and no result is in: only a notice of cancellation is known.
     None,
@@ -167,7 +127,7 @@ impl EscrowState {
 }
 
 /// Block, transaction and time at which something happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     /// Number of the block.
     pub block: u64,
@@ -178,7 +138,7 @@ pub struct Moment {
 }
 
 /// A result that is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobResult {
     /// Who did the work.
     pub node: Address,
@@ -193,11 +153,13 @@ pub struct JobResult {
 }
 
 /// An order as `openJob` brought it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
     /// The whole order.
+    #[serde(with = "order_json")]
     pub order: Order,
     /// The spec, as far as it can be stored.
+    #[serde(with = "spec_json")]
     pub spec: JobSpec,
     /// Whether `spec` is byte for byte what is on the chain.
     pub spec_valid: bool,
@@ -206,7 +168,7 @@ pub struct Opened {
 }
 
 /// An objection to a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dispute {
     /// What the requester locked on top of the price.
     pub bond: Amount,
@@ -217,7 +179,7 @@ pub struct Dispute {
 }
 
 /// What the arbiter decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolution {
     /// What the node was paid of the price, fee included.
     pub paid: Amount,
@@ -228,7 +190,7 @@ pub struct Resolution {
 }
 
 /// A row of `escrow_job`: a job that was opened, or a signed order that the chain has seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EscrowJob {
     /// Who pays.
     pub requester: Address,
@@ -249,7 +211,7 @@ pub struct EscrowJob {
 }
 
 /// A row of `escrow_account`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EscrowAccount {
     /// What jobs can be opened with.
     pub free: Amount,
@@ -260,11 +222,12 @@ pub struct EscrowAccount {
 }
 
 /// A row of `registry_node`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryNode {
     /// Its name off-chain.
     pub node_id: B256,
     /// X25519 key to which data for it is encrypted.
+    #[serde(with = "alloy::primitives::serde_hex")]
     pub public_key: Vec<u8>,
     /// Where stake and earnings go by default.
     pub payout: Address,
@@ -285,7 +248,7 @@ pub struct RegistryNode {
 }
 
 /// A node's bonds, and how its bonded jobs ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BondRecord {
     /// Bonds of its stake that are locked.
     pub bonds: u32,
@@ -298,7 +261,7 @@ pub struct BondRecord {
 }
 
 /// A row of `escrow_channel`: what lies between a requester and a node in one token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EscrowChannel {
     /// All that it ever paid, by vouchers and by signed orders settled alone.
     pub claimed: Amount,
@@ -313,7 +276,7 @@ pub struct EscrowChannel {
 }
 
 /// A row of `escrow_session`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EscrowSession {
     /// What the key may still spend.
     pub left: Amount,
@@ -322,7 +285,7 @@ pub struct EscrowSession {
 }
 
 /// The row of `chain_parameter`: what owners have set. Nothing where no event has told yet and the construction holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Parameters {
     /// The escrow's fee in basis points.
     pub fee_bps: u16,

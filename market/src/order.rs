@@ -117,6 +117,42 @@ impl From<&SpecJson> for JobSpec {
     }
 }
 
+/// An [`Order`] as [`OrderJson`], for `#[serde(with = …)]`.
+pub mod order_json {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    use super::OrderJson;
+    use crate::abi::Order;
+
+    /// Writes an [`OrderJson`].
+    pub fn serialize<S: Serializer>(order: &Order, serializer: S) -> Result<S::Ok, S::Error> {
+        OrderJson::from(order).serialize(serializer)
+    }
+
+    /// Reads an [`OrderJson`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Order, D::Error> {
+        OrderJson::deserialize(deserializer)?.to_order().map_err(de::Error::custom)
+    }
+}
+
+/// A [`JobSpec`] as [`SpecJson`], for `#[serde(with = …)]`.
+pub mod spec_json {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::SpecJson;
+    use crate::abi::JobSpec;
+
+    /// Writes a [`SpecJson`].
+    pub fn serialize<S: Serializer>(spec: &JobSpec, serializer: S) -> Result<S::Ok, S::Error> {
+        SpecJson::from(spec).serialize(serializer)
+    }
+
+    /// Reads a [`SpecJson`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobSpec, D::Error> {
+        SpecJson::deserialize(deserializer).map(|spec| JobSpec::from(&spec))
+    }
+}
+
 /// An address with its EIP-55 checksum, for `#[serde(serialize_with = …)]`: alloy writes lower case.
 pub fn checksummed<S: Serializer>(address: &Address, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&address.to_checksum(None))

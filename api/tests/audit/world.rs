@@ -50,7 +50,7 @@ impl Books {
         let head = self.source.head().await.unwrap().id.number;
         let mut size = RangeSize::up_to(u64::MAX);
         let stretch = self.source.next_range(from.number + 1, head, &mut size).await.unwrap();
-        let step = Step { from, ancestor: None, blocks: stretch.blocks, events: stretch.events };
+        let step = Step { from, ancestor: None, blocks: stretch.blocks, events: stretch.events, settled: 0 };
         let (fence, contracts) = (self.leadership.fence(), self.source.contracts());
         chain::apply(&mut tx, fence, contracts, &step, clock::now()).await.unwrap();
         tx.commit().await.unwrap();

@@ -233,8 +233,8 @@ async fn a_voucher_that_was_redeemed_closes_what_it_paid_in_full() {
         }
         let redemption = sqlx::query(
             "insert into chain_redemption (block_hash, log_index, position, block_number, requester, node, token, claimed,
-                 covered_nonce, drawn)
-             values ($1, 0, 0, $2, $3, $4, $5, $6::numeric, 1, true)",
+                 covered_nonce)
+             values ($1, 0, 0, $2, $3, $4, $5, $6::numeric, 1)",
         );
         let redemption = redemption.bind(&hash).bind(number).bind(voucher.requester.to_vec());
         let redemption = redemption.bind(voucher.node.to_vec()).bind(Address::ZERO.to_vec()).bind(claimed);

@@ -4,13 +4,14 @@
 //! (compare and set), what is undone, blocks, events, folded rows and outbox go together or not at all, so a process may
 //! die anywhere.
 
+mod block;
 mod covered;
 mod event;
-mod history;
 mod rows;
 mod state;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,15 +24,16 @@ use super::leader::{Fence, FenceError};
 use super::ledger::{self, Booked};
 use super::outbox::{self, Entity, Source};
 use super::types::{DbAddress, DbHash};
-use crate::fold::{ChainEvent, Contracts, DecodeError, EscrowChannel, Event, FoldError, Key, Rows};
+use crate::fold::{ChainEvent, Contracts, EscrowChannel, Event, FoldError, Images, Key};
 use crate::ledger::{Balances, entries};
 
+pub use block::{canonical_at_or_below, prune_headers};
 pub use event::canonical_between;
 pub use rows::all as all_rows;
 pub use state::canonical_state;
 
-/// Headers of blocks without events that are kept below the cursor, to find where a reorg branched off. A deeper reorg is
-/// undone all the same: to the latest block with events that both branches have.
+/// Headers of blocks without events are kept this far below the cursor, to find where a reorg branched off. The rows' images
+/// are to be kept at least as far: see [`Step::settled`].
 pub const HEADERS_KEPT: u64 = 256;
 
 /// `escrow_channel`, by requester, node and token.
@@ -68,6 +70,8 @@ pub struct Cursor {
     pub registry: Address,
     /// The last applied block.
     pub block: BlockId,
+    /// Blocks above this one can be taken back.
+    pub undo_above: u64,
     /// Epoch of the leader that wrote last.
     pub epoch: i64,
 }
@@ -83,6 +87,8 @@ pub struct Step {
     pub blocks: Vec<Block>,
     /// All events of these blocks and of those left out, in the chain's order.
     pub events: Vec<ChainEvent>,
+    /// Blocks up to this number will never be taken back: of what they change no images are kept, and those there are go.
+    pub settled: u64,
 }
 
 /// What [`apply`] did.
@@ -100,8 +106,8 @@ pub enum ApplyError {
     /// This process does not lead any more, or the database did not answer.
     #[error(transparent)]
     Fence(#[from] FenceError),
-    /// Someone else moved the cursor.
-    #[error("the cursor is no longer at block {} ({})", .0.number, .0.hash)]
+    /// Someone else moved the cursor, or it is that of another deployment.
+    #[error("the cursor of these contracts is no longer at block {} ({})", .0.number, .0.hash)]
     CursorMoved(BlockId),
     /// A step that leads nowhere.
     #[error("a step of the cursor needs at least one block")]
@@ -109,9 +115,17 @@ pub enum ApplyError {
     /// The events do not follow one another.
     #[error(transparent)]
     Fold(#[from] FoldError),
-    /// A stored event is not understood any more.
-    #[error(transparent)]
-    Decode(#[from] DecodeError),
+    /// The blocks to be taken back changed rows of which no images are kept.
+    #[error(
+        "the chain branched off at block {ancestor}, but blocks can be taken back only above block {undo_above}; nothing was \
+         taken back. If the node is on the right chain, index it again into an empty database"
+    )]
+    TooDeep {
+        /// The last block that was to stay.
+        ancestor: u64,
+        /// See [`Cursor::undo_above`].
+        undo_above: u64,
+    },
     /// The database refused or did not answer.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
@@ -131,7 +145,7 @@ pub(super) fn from_db(number: i64) -> Result<u64, sqlx::Error> {
 pub async fn cursor(db: &mut PgConnection) -> Result<Option<Cursor>, sqlx::Error> {
     let row = sqlx::query!(
         r#"select chain_id, escrow as "escrow: DbAddress", registry as "registry: DbAddress", block_number,
-                  block_hash as "block_hash: DbHash", epoch
+                  block_hash as "block_hash: DbHash", undo_above, epoch
            from chain_cursor"#
     )
     .fetch_optional(db)
@@ -142,6 +156,7 @@ pub async fn cursor(db: &mut PgConnection) -> Result<Option<Cursor>, sqlx::Error
             escrow: row.escrow.0,
             registry: row.registry.0,
             block: BlockId { number: from_db(row.block_number)?, hash: row.block_hash.0 },
+            undo_above: from_db(row.undo_above)?,
             epoch: row.epoch,
         })
     })
@@ -156,10 +171,10 @@ pub async fn begin(
     anchor: &Block,
 ) -> Result<(), ApplyError> {
     fence.check(db).await?;
-    insert_blocks(db, std::slice::from_ref(anchor)).await?;
+    block::insert(db, std::slice::from_ref(anchor)).await?;
     let inserted = sqlx::query!(
-        "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch)
-         values ($1, $2, $3, $4, $5, $6) on conflict do nothing",
+        "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, undo_above, epoch)
+         values ($1, $2, $3, $4, $5, $4, $6) on conflict do nothing",
         to_db(contracts.chain_id)?,
         DbAddress(contracts.escrow) as _,
         DbAddress(contracts.registry) as _,
@@ -182,35 +197,62 @@ pub async fn apply(
 ) -> Result<Applied, ApplyError> {
     fence.check(db).await?;
     let tip = step.blocks.last().ok_or(ApplyError::NoBlocks)?.id;
-    move_cursor(db, fence, step.from, tip).await?;
-
+    let undo_above = move_cursor(db, fence, contracts, step.from, tip).await?;
     let mut changes = Changes::default();
     let mut applied = Applied::default();
     if let Some(ancestor) = step.ancestor {
-        let undone = event::orphan_above(db, ancestor.number).await?;
-        orphan_blocks_above(db, ancestor.number).await?;
-        let blocks: BTreeSet<B256> = undone.iter().map(|log| log.block_hash).collect();
-        ledger::reverse(db, &blocks).await?;
-        let mut keys = BTreeSet::new();
-        for log in undone {
-            applied.events_undone += 1;
-            keys.extend(ChainEvent::decode(log, contracts)?.event.keys());
+        if ancestor.number < undo_above {
+            return Err(ApplyError::TooDeep { ancestor: ancestor.number, undo_above });
         }
-        applied.rows += keys.len();
-        changes.undone(&keys);
-        let channels = rows::load(db, &channels_of(&keys)).await?.channels;
-        let folded = refold(db, contracts, &keys).await?;
-        changes.0.extend(covered::changes(db, &channels, &folded, true).await?);
+        take_back(db, ancestor.number, &mut changes, &mut applied).await?;
     }
+    extend(db, step, &mut changes, &mut applied).await?;
+    undo::settle(db, step, undo_above).await?;
+    let stays = step.ancestor.unwrap_or(step.from);
+    changes.0.extend(confirmation::moved(db, step.from.number, tip.number, stays.number).await?);
+    outbox::append_many(db, Source::Chain, &changes.0, now).await?;
+    Ok(applied)
+}
 
-    insert_blocks(db, &step.blocks).await?;
+/// Takes back all blocks above number `ancestor`.
+async fn take_back(
+    db: &mut PgConnection,
+    ancestor: u64,
+    changes: &mut Changes,
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
+    applied.events_undone += event::orphan_above(db, ancestor).await?;
+    let orphans = block::orphan_above(db, ancestor).await?;
+    ledger::reverse(db, &orphans).await?;
+    let (keys, before) = undo::restored(db, ancestor).await?;
+    let channels = rows::load(db, &channels_of(&keys)).await?.channels;
+    rows::save(db, &before).await?;
+    rows::delete_missing(db, &keys, &before).await?;
+    changes.undone(&keys);
+    changes.0.extend(covered::changes(db, &with_missing(&channels, &keys), &before, true).await?);
+    applied.rows += keys.len();
+    Ok(())
+}
+
+/// Goes forward over the step's blocks.
+async fn extend(
+    db: &mut PgConnection,
+    step: &Step,
+    changes: &mut Changes,
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
+    block::insert(db, &step.blocks).await?;
     event::insert(db, &step.events).await?;
     let keys: BTreeSet<Key> = step.events.iter().flat_map(|event| event.event.keys()).collect();
     let mut folded = rows::load(db, &keys).await?;
     let channels = with_missing(&folded.channels, &keys);
+    let mut images = Images::default();
     let mut book = Vec::new();
     for event in &step.events {
         let touched = event.event.keys();
+        if event.log.block_number > step.settled {
+            images.keep(event.log.block_number, &touched, &folded);
+        }
         let before = Balances::of(&folded, &touched);
         folded.apply(event)?;
         let after = Balances::of(&folded, &touched);
@@ -218,25 +260,12 @@ pub async fn apply(
         book.extend(entries.into_iter().map(|entry| Booked::new(&event.log, entry)));
         changes.happened(&event.event);
     }
+    undo::keep(db, &images).await?;
     rows::save(db, &folded).await?;
     ledger::append(db, &book).await?;
-    applied.rows += keys.len();
-    let stays = step.ancestor.unwrap_or(step.from);
-    changes.0.extend(confirmation::moved(db, step.from.number, tip.number, stays.number).await?);
     changes.0.extend(covered::changes(db, &channels, &folded, false).await?);
-    outbox::append_many(db, Source::Chain, &changes.0, now).await?;
-    Ok(applied)
-}
-
-/// Makes the rows of `keys` what their canonical events say, and returns them.
-async fn refold(db: &mut PgConnection, contracts: &Contracts, keys: &BTreeSet<Key>) -> Result<Rows, ApplyError> {
-    let mut folded = Rows::default();
-    for log in history::decisive(db, keys).await? {
-        folded.apply_within(keys, &ChainEvent::decode(log, contracts)?)?;
-    }
-    rows::save(db, &folded).await?;
-    rows::delete_missing(db, keys, &folded).await?;
-    Ok(folded)
+    applied.rows += keys.len();
+    Ok(())
 }
 
 fn channels_of(keys: &BTreeSet<Key>) -> BTreeSet<Key> {
@@ -253,75 +282,30 @@ fn with_missing(rows: &Channels, keys: &BTreeSet<Key>) -> Channels {
     keys.iter().filter_map(channel).map(row).collect()
 }
 
-async fn move_cursor(db: &mut PgConnection, fence: Fence, from: BlockId, to: BlockId) -> Result<(), ApplyError> {
-    let moved = sqlx::query!(
+/// Returns above which block images are kept.
+async fn move_cursor(
+    db: &mut PgConnection,
+    fence: Fence,
+    contracts: &Contracts,
+    from: BlockId,
+    to: BlockId,
+) -> Result<u64, ApplyError> {
+    let moved = sqlx::query_scalar!(
         "update chain_cursor set block_number = $1, block_hash = $2, epoch = $3
-         where block_number = $4 and block_hash = $5 and epoch <= $3",
+         where block_number = $4 and block_hash = $5 and epoch <= $3 and chain_id = $6 and escrow = $7 and registry = $8
+         returning undo_above",
         to_db(to.number)?,
         DbHash(to.hash) as _,
         fence.epoch(),
         to_db(from.number)?,
-        DbHash(from.hash) as _
-    )
-    .execute(db)
-    .await?;
-    if moved.rows_affected() == 1 { Ok(()) } else { Err(ApplyError::CursorMoved(from)) }
-}
-
-async fn insert_blocks(db: &mut PgConnection, blocks: &[Block]) -> Result<(), sqlx::Error> {
-    let hashes: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.id.hash)).collect();
-    let numbers = blocks.iter().map(|block| to_db(block.id.number)).collect::<Result<Vec<_>, _>>()?;
-    let parents: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.parent_hash)).collect();
-    let mined_at: Vec<DateTime<Utc>> = blocks.iter().map(|block| block.mined_at).collect();
-    // A block that was orphaned may come back.
-    sqlx::query!(
-        "insert into chain_block (hash, number, parent_hash, mined_at, canonical)
-         select *, true from unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::timestamptz[])
-         on conflict (hash) do update set canonical = true",
-        &hashes as _,
-        &numbers,
-        &parents as _,
-        &mined_at
-    )
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-async fn orphan_blocks_above(db: &mut PgConnection, number: u64) -> Result<(), sqlx::Error> {
-    sqlx::query!("update chain_block set canonical = false where canonical and number > $1", to_db(number)?)
-        .execute(db)
-        .await?;
-    Ok(())
-}
-
-/// The highest canonical block whose header is kept at or below `number`.
-pub async fn canonical_at_or_below(db: &mut PgConnection, number: u64) -> Result<Option<BlockId>, sqlx::Error> {
-    let row = sqlx::query!(
-        r#"select number, hash as "hash: DbHash" from chain_block
-           where canonical and number <= $1 order by number desc limit 1"#,
-        to_db(number)?
+        DbHash(from.hash) as _,
+        to_db(contracts.chain_id)?,
+        DbAddress(contracts.escrow) as _,
+        DbAddress(contracts.registry) as _
     )
     .fetch_optional(db)
     .await?;
-    row.map(|row| Ok(BlockId { number: from_db(row.number)?, hash: row.hash.0 })).transpose()
-}
-
-/// Forgets headers of blocks without events, [`HEADERS_KEPT`] and more below `tip`, but for the lowest, where indexing
-/// began. Looks at a stretch of that length only, so it is to be called at least once in as many blocks.
-pub async fn prune_headers(db: &mut PgConnection, fence: Fence, tip: u64) -> Result<u64, ApplyError> {
-    fence.check(db).await?;
-    let deleted = sqlx::query!(
-        "delete from chain_block b
-         where b.canonical and b.number > $1 and b.number <= $2
-           and b.number > (select min(number) from chain_block where canonical)
-           and not exists (select from chain_event e where e.block_hash = b.hash)",
-        to_db(tip.saturating_sub(3 * HEADERS_KEPT))?,
-        to_db(tip.saturating_sub(HEADERS_KEPT))?
-    )
-    .execute(db)
-    .await?;
-    Ok(deleted.rows_affected())
+    Ok(from_db(moved.ok_or(ApplyError::CursorMoved(from))?)?)
 }
 
 /// What a step changed, as the outbox tells it: what was undone, then what happened, in the chain's order.

@@ -329,8 +329,9 @@ async fn settled(db: &mut PgConnection, low: i64, high: i64) -> Result<Vec<(Enti
                   coalesce(e.slashed > 0, false) as "slashed!"
            from escrow_job e
            where e.state in ('paid', 'resolved') and e.job_id in (
-               select q.job_id from chain_block b join chain_event q on q.block_hash = b.hash and q.canonical
-               where b.canonical and b.number > $1 and b.number <= $2 and q.kind in ('JobPaid', 'JobResolved')
+               select substring(q.topics from 33 for 32)  -- the first that is indexed
+               from chain_event q
+               where q.canonical and q.block_number > $1 and q.block_number <= $2 and q.kind in ('JobPaid', 'JobResolved')
            )
            order by e.closed_block, e.job_id"#,
         low,
@@ -354,7 +355,7 @@ async fn redeemed(db: &mut PgConnection, low: i64, high: i64) -> Result<Vec<B256
     let jobs = sqlx::query_scalar!(
         r#"select distinct g.job_id as "job_id: DbHash"
            from chain_block b
-           join chain_redemption r on r.block_hash = b.hash
+           join chain_redemption r on r.block_number = b.number and r.block_hash = b.hash
            join signed_order g on g.requester = r.requester and g.token = r.token and g.nonce <= r.covered_nonce
                and g.closed_at is null and g.withdrawn_at is null
            join job_completion c on c.job_id = g.job_id and c.node = r.node

@@ -168,7 +168,8 @@ pub async fn close_payments(db: &mut PgConnection, final_block: u64, now: DateTi
                  or exists (
                      select from signed_order g
                      join chain_redemption r on r.requester = g.requester and r.node = p.node and r.token = g.token
-                     join chain_event q on q.block_hash = r.block_hash and q.log_index = r.log_index and q.canonical
+                     join chain_event q on q.block_number = r.block_number and q.log_index = r.log_index
+                         and q.block_hash = r.block_hash and q.canonical
                      where g.job_id = p.job_id and r.covered_nonce >= g.nonce and r.block_number <= $1
                          and r.claimed >= coalesce((
                              select min(u.cumulative) from voucher u
@@ -209,7 +210,8 @@ pub async fn close_orders(db: &mut PgConnection, final_block: u64, now: DateTime
                      (c.job_id is null and g.deadline < $3)
                      or exists (
                          select from chain_redemption r
-                         join chain_event q on q.block_hash = r.block_hash and q.log_index = r.log_index and q.canonical
+                         join chain_event q on q.block_number = r.block_number and q.log_index = r.log_index
+                             and q.block_hash = r.block_hash and q.canonical
                          where r.requester = g.requester and r.node = coalesce(c.node, g.order_node) and r.token = g.token
                              and r.covered_nonce >= g.nonce and r.block_number <= $1
                      )

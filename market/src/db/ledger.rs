@@ -1,7 +1,7 @@
 //! The ledger: `ledger_entry`, append-only. Writer: the indexer. The database itself refuses entries that do not balance, and
 //! any change of entries that were written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use alloy::primitives::{Address, B256, I256};
 use bigdecimal::{BigDecimal, num_bigint::BigInt};
@@ -63,7 +63,7 @@ pub(super) async fn append(db: &mut PgConnection, book: &[Booked]) -> Result<(),
 }
 
 /// Takes back what the logs of `blocks` brought about. A block that comes back is entered again.
-pub(super) async fn reverse(db: &mut PgConnection, blocks: &BTreeSet<B256>) -> Result<(), sqlx::Error> {
+pub(super) async fn reverse(db: &mut PgConnection, blocks: &[B256]) -> Result<(), sqlx::Error> {
     let blocks: Vec<DbHash> = blocks.iter().copied().map(DbHash).collect();
     sqlx::query!(
         "insert into ledger_entry (block_hash, log_index, reversal, account, owner, node, job_id, token, amount)

@@ -1,7 +1,5 @@
 //! How events change rows.
 
-use std::collections::BTreeSet;
-
 use alloy::primitives::{Address, U256};
 
 use super::{
@@ -30,11 +28,6 @@ impl Rows {
     /// Changes the rows of all of the event's keys.
     pub fn apply(&mut self, event: &ChainEvent) -> Result<(), FoldError> {
         event.event.keys().into_iter().try_for_each(|key| self.apply_to(key, event))
-    }
-
-    /// Changes only those rows of the event that are among `keys`.
-    pub fn apply_within(&mut self, keys: &BTreeSet<Key>, event: &ChainEvent) -> Result<(), FoldError> {
-        event.event.keys().into_iter().filter(|key| keys.contains(key)).try_for_each(|key| self.apply_to(key, event))
     }
 
     fn apply_to(&mut self, key: Key, event: &ChainEvent) -> Result<(), FoldError> {

@@ -137,21 +137,25 @@ pub(crate) fn config() -> ProptestConfig {
     ProptestConfig::with_cases(cases)
 }
 
-/// What the contracts might have been through: mostly with money and nodes there from the start, so that jobs get far.
+/// What the contracts might have been through: mostly with money and nodes there from the start.
 pub(crate) fn histories() -> impl Strategy<Value = Model> {
     let actions = proptest::collection::vec(action(), 1..160);
     (proptest::bool::weighted(0.9), actions).prop_map(|(is_prepared, mut actions)| {
         if is_prepared {
-            let deposits = (0..3).flat_map(|n| (0..2).map(move |coin| Action::Deposit(n, coin, 20_000)));
-            let nodes = (0..3).flat_map(|n| [Action::Register(n, 0), Action::Stake(n, 5000)]);
-            actions.splice(0..0, deposits.chain(nodes));
+            actions.splice(0..0, preparations());
         }
         Model::after(&actions)
     })
 }
 
+/// Money and nodes, so that jobs get far.
+pub(crate) fn preparations() -> impl Iterator<Item = Action> {
+    let deposits = (0..3).flat_map(|n| (0..2).map(move |coin| Action::Deposit(n, coin, 20_000)));
+    deposits.chain((0..3).flat_map(|n| [Action::Register(n, 0), Action::Stake(n, 5000)]))
+}
+
 /// As often as it takes for jobs to get through all of their states.
-fn action() -> impl Strategy<Value = Action> {
+pub(crate) fn action() -> impl Strategy<Value = Action> {
     let (who, coin, job) = (|| 0u8..3, || 0u8..2, || 0u8..ORDERS);
     let bps = || prop_oneof![Just(0u16), Just(10_000), 0u16..10_000];
     let voucher = (who(), any::<u16>(), 0u8..ORDERS, proptest::option::of(who()));

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use alloy::primitives::{Address, B256, Bytes, LogData, U256};
 use alloy::sol_types::SolEvent;
@@ -30,52 +30,16 @@ fn fold(events: &[ChainEvent]) -> Rows {
     rows
 }
 
-/// The events that db::chain reads to make the rows of `keys` again: see [`Key::kinds`].
-fn decisive(events: &[ChainEvent], keys: &BTreeSet<Key>) -> Vec<ChainEvent> {
-    let mut wanted = BTreeSet::new();
-    for key in keys {
-        let touching = || events.iter().enumerate().filter(|(_, event)| event.event.keys().contains(key));
-        match key {
-            Key::Job(_) | Key::Parameters => wanted.extend(touching().map(|(n, _)| n)),
-            _ => {
-                let last: BTreeMap<&str, usize> = touching().map(|(n, event)| (event.event.kind(), n)).collect();
-                wanted.extend(last.into_values());
-                wanted.extend(touching().find(|(_, event)| event.event.kind() == "NodeUpdated").map(|(n, _)| n));
-            }
+/// The rows after `events`, and their images before each block above `settled` changed them.
+fn fold_with_images(events: &[ChainEvent], settled: u64) -> (Rows, Images) {
+    let (mut rows, mut images) = (Rows::default(), Images::default());
+    for event in events {
+        if event.log.block_number > settled {
+            images.keep(event.log.block_number, &event.event.keys(), &rows);
         }
+        rows.apply(event).unwrap();
     }
-    wanted.into_iter().map(|n| events[n].clone()).collect()
-}
-
-/// What db::chain does on a reorg: the rows that the undone events touched are folded again from what remains.
-fn roll_back(rows: &mut Rows, remaining: &[ChainEvent], undone: &[ChainEvent]) {
-    let keys: BTreeSet<Key> = undone.iter().flat_map(|event| event.event.keys()).collect();
-    let mut folded = Rows::default();
-    decisive(remaining, &keys).iter().for_each(|event| folded.apply_within(&keys, event).unwrap());
-    for key in keys {
-        match key {
-            Key::Job(id) => replace(&mut rows.jobs, &folded.jobs, id),
-            Key::Account { owner, token } => replace(&mut rows.accounts, &folded.accounts, (owner, token)),
-            Key::Earned { node, token } => replace(&mut rows.earned, &folded.earned, (node, token)),
-            Key::Node(node) => replace(&mut rows.nodes, &folded.nodes, node),
-            Key::Channel { requester, node, token } => {
-                replace(&mut rows.channels, &folded.channels, (requester, node, token));
-            }
-            Key::Session { requester, key, token } => {
-                replace(&mut rows.sessions, &folded.sessions, (requester, key, token));
-            }
-            Key::Settler { node, settler } => replace(&mut rows.settlers, &folded.settlers, (node, settler)),
-            Key::Fee(token) => replace(&mut rows.fees, &folded.fees, token),
-            Key::Parameters => rows.parameters = folded.parameters,
-        }
-    }
-}
-
-fn replace<K: Ord, V: Clone>(rows: &mut BTreeMap<K, V>, folded: &BTreeMap<K, V>, key: K) {
-    match folded.get(&key) {
-        Some(row) => rows.insert(key, row.clone()),
-        None => rows.remove(&key),
-    };
+    (rows, images)
 }
 
 fn until(amount: u128, end: u64) -> Option<DateTime<Utc>> {
@@ -175,15 +139,36 @@ proptest! {
     }
 
     #[test]
-    fn rolling_back_what_was_applied_changes_nothing(model in histories(), cut: Index) {
+    fn going_on_from_any_event_is_starting_from_scratch(model in histories(), cut: Index) {
         let events = model.events();
-        let cut = cut.index(events.len() + 1);
-        let before = fold(&events[..cut]);
-        let mut rows = before.clone();
-        events[cut..].iter().for_each(|event| rows.apply(event).unwrap());
-        prop_assert_eq!(&rows, &fold(&events), "going on is starting from scratch");
-        roll_back(&mut rows, &events[..cut], &events[cut..]);
-        prop_assert_eq!(rows, before);
+        let mut rows = fold(&events[..cut.index(events.len() + 1)]);
+        events[cut.index(events.len() + 1)..].iter().for_each(|event| rows.apply(event).unwrap());
+        prop_assert_eq!(rows, fold(&events));
+    }
+
+    #[test]
+    fn images_take_back_any_block_that_is_not_settled(model in histories(), settled: Index, cut: Index) {
+        let events = model.events();
+        let last = usize::try_from(events.last().unwrap().log.block_number).unwrap();
+        let settled = settled.index(last + 1);
+        let ancestor = u64::try_from(settled + cut.index(last - settled + 1)).unwrap();
+        let (mut rows, images) = fold_with_images(&events, u64::try_from(settled).unwrap());
+        prop_assert_eq!(&rows, &fold(&events), "keeping images changes nothing");
+        for (key, row) in images.before(ancestor) {
+            prop_assert!(rows.put(key, row));
+        }
+        let remaining = events.iter().filter(|event| event.log.block_number <= ancestor).cloned().collect::<Vec<_>>();
+        prop_assert_eq!(rows, fold(&remaining));
+    }
+
+    #[test]
+    fn images_survive_being_stored(model in histories()) {
+        let (_, images) = fold_with_images(&model.events(), 0);
+        for (_, key, row) in images.iter() {
+            let stored = serde_json::to_string(&(key, row)).unwrap();
+            let (same_key, same_row): (Key, Option<Row>) = serde_json::from_str(&stored).unwrap();
+            prop_assert_eq!((&same_key, same_row.as_ref()), (key, row), "{}", stored);
+        }
     }
 
     #[test]
@@ -209,9 +194,6 @@ fn histories_hold_every_kind_of_event_and_every_end_of_a_job() {
         for event in model.events() {
             let kind = event.event.kind();
             kinds.insert(kind);
-            for key in event.event.keys() {
-                assert!(key.kinds().contains(&kind), "{kind} changes {key:?}, and would not be read to make it again");
-            }
             match event.event {
                 Event::Skipped(e) => drop(reasons.insert(u8::from(e.reason))),
                 Event::VoucherSkipped(e) => drop(reasons.insert(u8::from(e.reason))),
@@ -280,6 +262,53 @@ fn log_with_spec(texts: [&[u8]; 3]) -> RawLog {
     let ((t, m, asg, d, w), (arb, f, n, spec, free)) = data;
     let data = (t, m, asg, d, w, arb, f, n, spec, free).abi_encode_sequence();
     RawLog { topics, data: data.into(), ..log(ESCROW, &LogData::default(), 0) }
+}
+
+/// What no history of the model holds: numbers and times as large as they get, and text that JSON has to escape.
+#[test]
+fn images_of_rows_at_their_limits_survive_being_stored() {
+    let order =
+        Order { requester: requester(1), maxPrice: u128::MAX, deadline: u64::MAX, nonce: u64::MAX, ..Order::default() };
+    let when = Moment { block: u64::MAX, tx: B256::repeat_byte(0xff), at: time_of(u64::MAX) };
+    let spec =
+        JobSpec { inputCID: "\u{FFFD}\"\\\u{1}".into(), operation: String::new(), params: "\u{10FFFF}\n".into() };
+    let most = Amount(U256::MAX);
+    let job = EscrowJob {
+        requester: requester(1),
+        opened: Some(Opened { order, spec, spec_valid: false, when }),
+        state: EscrowState::Resolved,
+        cancel_at: Some(time_of(0)),
+        result: None,
+        dispute: Some(Dispute { bond: most, decide_by: time_of(1), tx: B256::ZERO }),
+        resolution: Some(Resolution { paid: most, slashed: Amount::ZERO, compensation: most }),
+        closed_when: Some(when),
+    };
+    let node = RegistryNode {
+        node_id: B256::ZERO,
+        public_key: (0..=255).collect(),
+        payout: Address::ZERO,
+        capacity: u32::MAX,
+        operations: vec![String::new(), "\u{0}".into()],
+        uri: "'".into(),
+        stake: most,
+        unbonding: most,
+        unbond_end: Some(time_of(u64::MAX)),
+        record: BondRecord { bonds: u32::MAX, paid: 1, disputed: 2, lost: 3 },
+    };
+    let mut parameters = Parameters { fee_bps: u16::MAX, min_stake: Some((most, time_of(5))), ..Parameters::default() };
+    parameters.min_stake_before = Some(most);
+    for row in [Row::Job(Box::new(job)), Row::Node(Box::new(node)), Row::Parameters(parameters)] {
+        let stored = serde_json::to_string(&row).unwrap();
+        assert_eq!(serde_json::from_str::<Row>(&stored).unwrap(), row, "{stored}");
+    }
+}
+
+#[test]
+fn an_image_of_another_table_is_refused() {
+    let mut rows = Rows::default();
+    assert!(!rows.put(Key::Fee(token(1)), Some(Row::Earned(Amount::from(5)))));
+    assert!(!rows.put(Key::Parameters, Some(Row::Settler(true))));
+    assert_eq!(rows, Rows::default());
 }
 
 #[test]

@@ -22,12 +22,14 @@ pub async fn canonical_state(db: &mut PgConnection) -> Result<Vec<String>, sqlx:
                select 5, jsonb_build_array(node), (to_jsonb(n) || '{"table": "registry_node"}')::text
                from registry_node n
                union all
-               select 6, '[]', (to_jsonb(c) - array['epoch', 'singleton', 'head_number', 'final_number'] || '{"table": "chain_cursor"}')::text
+               select 6, '[]', (to_jsonb(c) - array['epoch', 'singleton', 'head_number', 'final_number', 'undo_above']
+                                || '{"table": "chain_cursor"}')::text
                from chain_cursor c
                union all
                select 7, jsonb_build_array(number), (to_jsonb(b) || '{"table": "chain_block"}')::text
                from chain_block b
-               where canonical and exists (select from chain_event e where e.block_hash = b.hash)
+               where canonical and exists (
+                   select from chain_event e where e.block_number = b.number and e.block_hash = b.hash)
                union all
                select 8, jsonb_build_array(requester, node, token),
                       (to_jsonb(x) || '{"table": "escrow_channel"}')::text from escrow_channel x

@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use super::*;
 use crate::db::leader::{Leadership, Role};
 use crate::fold::model::{self, Action, Model, contracts, histories, node, requester, token};
-use crate::fold::time_of;
+use crate::fold::{RawLog, Rows, time_of};
 use crate::ledger::Account;
 
 /// A database that an indexer leads.
@@ -17,6 +17,8 @@ struct Index {
     pool: PgPool,
     leadership: Leadership,
     at: BlockId,
+    /// Of the steps to come.
+    settled: u64,
     _database: TestDatabase,
 }
 
@@ -67,19 +69,35 @@ impl Index {
         let mut tx = pool.begin().await.unwrap();
         begin(&mut tx, leadership.fence(), &contracts(), &anchor).await.unwrap();
         tx.commit().await.unwrap();
-        Self { pool, leadership, at: anchor.id, _database: database }
+        Self { pool, leadership, at: anchor.id, settled: 0, _database: database }
     }
 
     /// Follows `blocks`, after going back to `ancestor` if there is one.
     async fn apply(&mut self, ancestor: Option<BlockId>, blocks: &[Mined]) -> Applied {
+        self.try_apply(ancestor, blocks).await.unwrap()
+    }
+
+    async fn try_apply(&mut self, ancestor: Option<BlockId>, blocks: &[Mined]) -> Result<Applied, ApplyError> {
         let (from, events) = (self.at, blocks.iter().flat_map(|(_, events)| events).cloned().collect());
         let blocks: Vec<Block> = blocks.iter().map(|(block, _)| block.clone()).collect();
-        self.at = blocks.last().unwrap().id;
-        let step = Step { from, ancestor, blocks, events };
+        let tip = blocks.last().unwrap().id;
+        let step = Step { from, ancestor, blocks, events, settled: self.settled };
         let mut tx = self.pool.begin().await.unwrap();
-        let applied = apply(&mut tx, self.leadership.fence(), &contracts(), &step, now()).await.unwrap();
+        let applied = apply(&mut tx, self.leadership.fence(), &contracts(), &step, now()).await?;
         tx.commit().await.unwrap();
-        applied
+        self.at = tip;
+        Ok(applied)
+    }
+
+    /// Numbers of the blocks that have left images.
+    async fn images_of(&self) -> Vec<i64> {
+        let mut db = self.pool.acquire().await.unwrap();
+        let numbers = sqlx::query_scalar!("select distinct block_number from chain_undo order by block_number");
+        numbers.fetch_all(&mut *db).await.unwrap()
+    }
+
+    async fn undo_above(&self) -> u64 {
+        cursor(&mut self.pool.acquire().await.unwrap()).await.unwrap().unwrap().undo_above
     }
 
     /// Asserts that rows and ledger are what `blocks` amount to.
@@ -147,6 +165,81 @@ async fn whatever_is_taken_back_and_comes_again_counts_as_the_final_chain_has_it
             index.assert_is(&ours).await;
         }
     }
+}
+
+/// What the chain's latest actions turn into: how many are taken back, what comes in their place, and how many blocks a step of
+/// the cursor takes.
+fn turns() -> impl Strategy<Value = Vec<(usize, Vec<Action>, usize)>> {
+    proptest::collection::vec((0..40_usize, proptest::collection::vec(model::action(), 1..40), 1..6_usize), 2..12)
+}
+
+/// Forward by steps of one and of several blocks, and back into the middle of any of them, onto branches that differ in hashes
+/// and in events.
+#[tokio::test]
+async fn whatever_reorgs_come_the_rows_are_a_fold_of_the_final_chain() {
+    let same = |(ours, other): &(&Mined, &Mined)| {
+        let logs = |mined: &Mined| mined.1.iter().map(|event| event.log.clone()).collect::<Vec<_>>();
+        let alike = |(one, other): (&RawLog, &RawLog)| {
+            (one.mined_at, &one.topics, &one.data) == (other.mined_at, &other.topics, &other.data)
+        };
+        ours.1.len() == other.1.len() && logs(ours).iter().zip(&logs(other)).all(alike)
+    };
+    let (mut runner, mut reorgs) = (TestRunner::deterministic(), 0);
+    for _ in 0..model::config().cases.div_ceil(12) {
+        let mut index = Index::new().await;
+        let mut actions: Vec<Action> = model::preparations().collect();
+        let mut chain: Vec<Mined> = vec![];
+        for (salt, (gone, come, at_once)) in (1_u8..).zip(turns().new_tree(&mut runner).unwrap().current()) {
+            actions.truncate(actions.len().saturating_sub(gone));
+            actions.extend(come);
+            let branch = mined(&Model::after(&actions).events(), salt);
+            let kept = chain.iter().zip(&branch).take_while(same).count();
+            if kept == branch.len() {
+                continue;
+            }
+            let last = kept.checked_sub(1).map_or(block(0, 0).id, |last| chain[last].0.id);
+            let ancestor = (kept < chain.len()).then_some(last);
+            reorgs += usize::from(ancestor.is_some());
+            chain.truncate(kept);
+            chain.extend_from_slice(&branch[kept..]);
+            // A branch comes whole; what only goes on may come in steps.
+            let first = if ancestor.is_some() { chain.len() } else { chain.len().min(kept + at_once) };
+            index.apply(ancestor, &chain[kept..first]).await;
+            for step in chain[first..].chunks(at_once) {
+                index.apply(None, step).await;
+            }
+            index.assert_is(&chain).await;
+        }
+    }
+    assert!(reorgs > 10, "only {reorgs} reorgs");
+}
+
+#[tokio::test]
+async fn a_reorg_deeper_than_the_images_is_refused_and_changes_nothing() {
+    let actions: Vec<Action> = (1..20).flat_map(|n| [Action::Deposit(0, 0, n), Action::Wait(1)]).collect();
+    let ours = mined(&Model::after(&actions).events(), 0);
+    let mut index = Index::new().await;
+    // Settled in the middle of a step: blocks up to 6 leave no images.
+    index.settled = 6;
+    index.apply(None, &ours[..10]).await;
+    assert_eq!((index.images_of().await, index.undo_above().await), (vec![7, 8, 9, 10], 6));
+    let other = mined(&Model::after(&actions[..30]).events(), 1);
+    let refused = index.try_apply(Some(ours[4].0.id), &other[5..12]).await.unwrap_err();
+    assert!(matches!(refused, ApplyError::TooDeep { ancestor: 5, undo_above: 6 }), "{refused}");
+    index.assert_is(&ours[..10]).await;
+    index.apply(Some(ours[5].0.id), &other[6..12]).await;
+    index.assert_is(&[&ours[..6], &other[6..12]].concat()).await;
+
+    // Images go once their blocks are settled, not with every block.
+    index.settled = 8;
+    index.apply(None, &other[12..13]).await;
+    assert_eq!((index.images_of().await.first(), index.undo_above().await), (Some(&7), 6));
+    index.settled = 13 + 40;
+    let empty: Vec<Mined> = (14..60).map(|number| (block(number, 1), vec![])).collect();
+    index.apply(None, &empty).await;
+    assert_eq!((index.images_of().await, index.undo_above().await), (vec![], 53));
+    let refused = index.try_apply(Some(empty[0].0.id), &other[14..15]).await.unwrap_err();
+    assert!(matches!(refused, ApplyError::TooDeep { ancestor: 14, undo_above: 53 }), "{refused}");
 }
 
 async fn refusal(index: &Index, statement: impl AsyncFnOnce(&PgPool) -> Result<(), sqlx::Error>) -> String {

@@ -89,7 +89,8 @@ async fn job_outcomes(db: &mut PgConnection, batch: &PendingBatch, tx_hash: B256
            from settlement_item i
            left join lateral (
                select c.topics, c.data from chain_event c
-               where c.tx_hash = $2 and c.canonical and c.job_id = i.job_id and c.kind = 'Skipped'
+               where c.tx_hash = $2 and c.canonical and c.kind = 'Skipped'
+                 and substring(c.topics from 33 for 32) = i.job_id  -- the first that is indexed
                order by c.log_index
                limit 1
            ) s on true
@@ -123,7 +124,8 @@ async fn voucher_outcomes(
         r#"select v.requester as "requester: DbAddress", v.cumulative as "cumulative: DbAmount",
                   exists (
                       select from chain_event e
-                      join chain_redemption r on r.block_hash = e.block_hash and r.log_index = e.log_index
+                      join chain_redemption r on r.block_number = e.block_number and r.log_index = e.log_index
+                          and r.block_hash = e.block_hash
                       where e.tx_hash = $2 and e.canonical and e.kind = 'VouchersRedeemed' and r.requester = v.requester
                   ) as "redeemed!"
            from settlement_voucher v
