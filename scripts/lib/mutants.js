@@ -2,7 +2,7 @@
 //
 // All mutants of a contract are compiled at once. Each change stands next to the original behind a comparison of its number with
 // a constant of 32 bytes, which is then replaced in the bytecode by the number of the mutant to run: one compilation without
-// optimiser instead of hundreds, and two seconds a mutant instead of forty. A change that cannot stand next to the original
+// optimiser instead of hundreds, and a second a mutant instead of forty. A change that cannot stand next to the original
 // (a modifier, a constant) is compiled alone.
 'use strict';
 const crypto = require('crypto');
@@ -24,6 +24,17 @@ const BUILTINS = {
   xor: 'or', not: 'iszero', iszero: 'not',
 };
 
+// Moves variables out of the stack's reach to memory, and does nothing else: what differs is the mutant only.
+const UNOPTIMIZED = {
+  enabled: false,
+  runs: 1,
+  details: {
+    peephole: false, inliner: false, jumpdestRemover: false, orderLiterals: false, deduplicate: false, cse: false,
+    constantOptimizer: false, simpleCounterForLoopUncheckedIncrement: false,
+    yul: true, yulDetails: { stackAllocation: true, optimizerSteps: ':' },
+  },
+};
+
 /** The source of a contract with all it imports: path → Buffer. */
 function closure(entries) {
   const sources = {};
@@ -38,7 +49,7 @@ function closure(entries) {
   return sources;
 }
 
-function compile(sources, outputSelection) {
+function compile(sources, outputSelection, optimizer = UNOPTIMIZED) {
   const input = {
     language: 'Solidity',
     sources: Object.fromEntries(Object.entries(sources).map(([name, text]) => [name, { content: text.toString() }])),
@@ -47,16 +58,7 @@ function compile(sources, outputSelection) {
       viaIR: true,
       evmVersion: 'cancun',
       metadata: { bytecodeHash: 'none' },
-      // Moves variables out of the stack's reach to memory, and does nothing else: what differs is the mutant only.
-      optimizer: {
-        enabled: false,
-        runs: 1,
-        details: {
-          peephole: false, inliner: false, jumpdestRemover: false, orderLiterals: false, deduplicate: false, cse: false,
-          constantOptimizer: false, simpleCounterForLoopUncheckedIncrement: false,
-          yul: true, yulDetails: { stackAllocation: true, optimizerSteps: ':' },
-        },
-      },
+      optimizer,
       outputSelection,
     },
   };
@@ -470,12 +472,22 @@ function blamed(errors, mutated, alive) {
   return bad;
 }
 
+const changed = (sources, { file, from, to, replacement }) => ({
+  ...sources,
+  [file]: Buffer.concat([sources[file].subarray(0, from), Buffer.from(replacement), sources[file].subarray(to)]),
+});
+
 /** Bytecode of one mutant by itself, or nothing if the compiler refuses it. */
 function compileOne(sources, mutant, contracts) {
-  const text = sources[mutant.file];
-  const changed = Buffer.concat([text.subarray(0, mutant.from), Buffer.from(mutant.replacement), text.subarray(mutant.to)]);
-  const { output, errors } = compile({ ...sources, [mutant.file]: changed }, selection(contracts));
+  const { output, errors } = compile(changed(sources, mutant), selection(contracts));
   return errors.length ? undefined : bytecodes(output, contracts);
+}
+
+/** Bytecode as it would be deployed, with one mutant or none. */
+function optimized(sources, contracts, mutant) {
+  const { output, errors } = compile(mutant ? changed(sources, mutant) : sources, selection(contracts), { enabled: true, runs: 200 });
+  if (errors.length) throw new Error(errors[0].formattedMessage);
+  return bytecodes(output, contracts);
 }
 
 const selection = (contracts) =>
@@ -492,4 +504,4 @@ const bytecodes = (output, contracts) =>
 /** The bytecode in which only this mutant acts; 0 for none. */
 const select = (bytecode, id) => bytecode.replaceAll(MAGIC, id.toString(16).padStart(64, '0'));
 
-module.exports = { ROOT, MAGIC, find, schema, compileAll, compileOne, select };
+module.exports = { ROOT, MAGIC, find, schema, compileAll, compileOne, optimized, select };
