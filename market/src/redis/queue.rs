@@ -26,3 +26,13 @@ pub async fn candidates(redis: &Client, offset: usize, limit: usize) -> Result<V
 pub async fn depth(redis: &Client) -> Result<u64, RedisError> {
     redis::cmd("ZCARD").arg(redis.keys().jobs_pending()).query_async(&mut redis.connection()).await
 }
+
+/// Whether the job waits.
+pub async fn holds(redis: &Client, job_id: B256) -> Result<bool, RedisError> {
+    let score: Option<f64> = redis::cmd("ZSCORE")
+        .arg(redis.keys().jobs_pending())
+        .arg(job_id.to_string())
+        .query_async(&mut redis.connection())
+        .await?;
+    Ok(score.is_some())
+}

@@ -117,15 +117,30 @@ contract Traffic {
         }
     }
 
+    /// @notice The jobs that playing these numbers would open.
+    function opened(uint256 first, uint256 count) external view returns (bytes32[] memory jobs) {
+        uint256 n;
+        jobs = new bytes32[](count);
+        for (uint256 i = first; i < first + count; ++i) {
+            if (_isOpened(i)) jobs[n++] = ESCROW.jobIdOf(_order(i));
+        }
+        assembly ("memory-safe") {
+            mstore(jobs, n)
+        }
+    }
+
     /// @dev 14 of 20 kinds are opened on-chain; 5 are signed orders, of which the chain hears with the result; the last is no
     /// job but a node's batch of vouchers.
     function _begin(uint256 i) private {
-        uint256 kind = i % 20;
-        if (kind < 13 || kind == 18) {
+        if (_isOpened(i)) {
             _requester(i).act(address(ESCROW), 0, abi.encodeCall(IJobEscrow.openJob, (_order(i), _spec())));
-        } else if (kind == 19) {
+        } else if (i % 20 == 19) {
             _redeem(i);
         }
+    }
+
+    function _isOpened(uint256 i) private pure returns (bool) {
+        return i % 20 < 13 || i % 20 == 18;
     }
 
     function _deliver(uint256 first, uint256 count) private {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use alloy::dyn_abi::{DynSolValue, JsonAbiExt};
 use alloy::json_abi::JsonAbi;
-use alloy::primitives::{Address, Bytes, U256, hex};
+use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use alloy::rpc::types::TransactionReceipt;
 use alloy::sol_types::{SolCall, SolValue};
 use anyhow::{Context, ensure};
@@ -25,6 +25,8 @@ const ACTORS: u64 = 20;
 const EVENTS_PER_1000_JOBS: u64 = 2690;
 /// Gas of a transaction: the most that Anvil's rules allow is 2^24.
 const GAS: u64 = 16_000_000;
+/// Blocks without events at the end, so that nothing is left for how Ponder follows the head.
+pub const EMPTY_BLOCKS: u64 = 40;
 /// Fee on jobs that allow one, in basis points.
 const FEE_BPS: u16 = 50;
 
@@ -61,7 +63,6 @@ pub struct Chain {
     pub rpc: Rpc,
     pub rpc_url: String,
     pub deployment: Deployment,
-    pub density: Density,
     traffic: Address,
     abi: JsonAbi,
     sender: Address,
@@ -70,7 +71,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Starts Anvil, deploys, and mines until there are about `events` events; none of the traffic's blocks is without.
+    /// Starts Anvil, deploys, and mines until there are about `events` events, then a few blocks without.
     pub async fn generate(dir: &Path, density: Density, events: u64) -> anyhow::Result<Self> {
         // Past states are not asked for and would be written to disk.
         let args = ["--gas-limit", "4000000000", "--prune-history", "--no-request-size-limit"];
@@ -89,7 +90,6 @@ impl Chain {
             rpc: Rpc::new(&url),
             rpc_url: url,
             deployment,
-            density,
             traffic: Address::ZERO,
             abi: artifact.abi,
             sender: DEV_KEYS[0].address(),
@@ -99,8 +99,10 @@ impl Chain {
         chain.prepare(&artifact.bytecode.object).await?;
         let (transactions, jobs) = density.traffic();
         for _ in 0..(events * 1000).div_ceil(EVENTS_PER_1000_JOBS * transactions * jobs) {
-            chain.block().await?;
+            chain.send_traffic(density).await?;
+            chain.mine().await?;
         }
+        chain.rpc.tell("anvil_mine", json!([EMPTY_BLOCKS])).await?;
         Ok(chain)
     }
 
@@ -110,15 +112,17 @@ impl Chain {
         Ok(u64::from_str_radix(head.trim_start_matches("0x"), 16)?)
     }
 
-    /// Mines one block with events.
-    pub async fn block(&mut self) -> anyhow::Result<()> {
-        self.send_traffic().await?;
-        self.mine().await
+    /// The jobs that the next traffic of this density will open.
+    pub async fn opened_next(&self, density: Density) -> anyhow::Result<Vec<B256>> {
+        let (transactions, jobs) = density.traffic();
+        let input = hex::encode_prefixed(self.encode("opened", &[self.next_job, transactions * jobs])?);
+        let answer: Bytes = self.rpc.call("eth_call", json!([{"to": self.traffic, "input": input}, "latest"])).await?;
+        Ok(Vec::<B256>::abi_decode(&answer)?)
     }
 
     /// Hands the node the transactions of its next block.
-    pub async fn send_traffic(&mut self) -> anyhow::Result<()> {
-        let (transactions, jobs) = self.density.traffic();
+    pub async fn send_traffic(&mut self, density: Density) -> anyhow::Result<()> {
+        let (transactions, jobs) = density.traffic();
         let mut requests = Vec::new();
         for _ in 0..transactions {
             let input = self.encode("play", &[self.next_job, jobs])?;

@@ -26,7 +26,7 @@ pub struct Indexed {
     /// Most memory it ever held.
     pub peak_rss_mb: u64,
     pub pool: PgPool,
-    _market: Market,
+    pub market: Market,
 }
 
 /// Indexes `chain` up to `head` into a new database of `postgres`.
@@ -54,11 +54,11 @@ pub async fn index(chain: &Chain, head: u64, postgres: &Postgres, dir: &Path, na
     }
     let projected_seconds = started.elapsed().as_secs_f64();
     let peak_rss_mb = peak_rss_mb(market.process(Service::Indexer)?.pid())?;
-    Ok(Indexed { seconds, projected_seconds, peak_rss_mb, pool, _market: market })
+    Ok(Indexed { seconds, projected_seconds, peak_rss_mb, pool, market })
 }
 
 /// Nothing before the indexer has made the tables.
-async fn cursor(pool: &PgPool) -> Option<u64> {
+pub async fn cursor(pool: &PgPool) -> Option<u64> {
     let mut db = pool.acquire().await.ok()?;
     Some(db::chain::cursor(&mut db).await.ok()??.block.number)
 }
