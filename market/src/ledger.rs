@@ -8,8 +8,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-
 use alloy::primitives::{Address, B256, I256, U256};
 
 use crate::Amount;
@@ -89,20 +87,16 @@ pub struct Entry {
     pub amount: I256,
 }
 
-type Sums = BTreeMap<(Account, Address), I256>;
-
 /// Balances of the accounts behind some rows, to be taken before and after an event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Balances(BTreeMap<(Account, Address), Amount>);
+pub struct Balances(Vec<(Account, Address, Amount)>);
 
 impl Balances {
-    /// Those that `rows` has under `keys`.
+    /// Those that `rows` has under `keys`, of which none may come twice.
     #[must_use]
     pub fn of(rows: &Rows, keys: &[Key]) -> Self {
-        let mut balances = BTreeMap::new();
-        let mut put = |account, token, amount| {
-            balances.insert((account, token), amount);
-        };
+        let mut balances = Vec::with_capacity(2 * keys.len());
+        let mut put = |account, token, amount| balances.push((account, token, amount));
         for key in keys {
             match *key {
                 Key::Account { owner, token } => {
@@ -131,37 +125,45 @@ impl Balances {
     }
 }
 
-/// The entries of `event`, which changed the balances of its keys from `before` to `after`.
+/// The entries of `event`, which changed the balances of its keys from `before` to `after`: both are of the same keys.
 #[must_use]
 pub fn entries(event: &Event, before: &Balances, after: &Balances) -> Vec<Entry> {
-    let mut sums = Sums::new();
-    for (account, balance) in &after.0 {
-        let old = before.0.get(account).copied().unwrap_or_default();
-        add(&mut sums, account.0, account.1, signed(balance.0).wrapping_sub(signed(old.0)));
+    let mut moves = Vec::with_capacity(after.0.len() + 2);
+    for ((account, token, balance), (_, _, old)) in after.0.iter().zip(&before.0) {
+        add(&mut moves, *account, *token, signed(balance.0).wrapping_sub(signed(old.0)));
     }
-    outside(&mut sums, event);
+    outside(&mut moves, event);
     let rest = match event.job_id() {
         Some(job_id) => Account::Job(job_id),
         None => Account::Suspense,
     };
-    let mut totals: BTreeMap<Address, I256> = BTreeMap::new();
-    for ((_, token), amount) in &sums {
-        let total = totals.entry(*token).or_default();
-        *total = total.wrapping_add(*amount);
+    // One token, seldom two.
+    let mut totals: Vec<(Address, I256)> = Vec::with_capacity(1);
+    for entry in &moves {
+        match totals.iter_mut().find(|(token, _)| *token == entry.token) {
+            Some((_, total)) => *total = total.wrapping_add(entry.amount),
+            None => totals.push((entry.token, entry.amount)),
+        }
     }
     for (token, total) in totals {
-        add(&mut sums, rest, token, total.wrapping_neg());
+        add(&mut moves, rest, token, total.wrapping_neg());
     }
-    sums.into_iter()
-        .filter(|(_, amount)| !amount.is_zero())
-        .map(|((account, token), amount)| Entry { account, token, amount })
-        .collect()
+    moves.sort_unstable_by_key(|entry| (entry.account, entry.token));
+    moves.dedup_by(|next, entry| {
+        let same = (next.account, next.token) == (entry.account, entry.token);
+        if same {
+            entry.amount = entry.amount.wrapping_add(next.amount);
+        }
+        same
+    });
+    moves.retain(|entry| !entry.amount.is_zero());
+    moves
 }
 
 /// What crosses the contracts' border, or goes from one to the other, by the event's own word.
-fn outside(sums: &mut Sums, event: &Event) {
+fn outside(moves: &mut Vec<Entry>, event: &Event) {
     let native = Address::ZERO;
-    let mut world = |token, amount: I256| add(sums, Account::World, token, amount);
+    let mut world = |token, amount: I256| add(moves, Account::World, token, amount);
     match event {
         Event::Deposited(e) => world(e.token, signed(e.amount).wrapping_neg()),
         Event::Withdrawn(e) => world(e.token, signed(e.amount)),
@@ -171,16 +173,17 @@ fn outside(sums: &mut Sums, event: &Event) {
         Event::Unbonded(e) => world(native, signed(e.amount)),
         Event::Slashed(e) => {
             world(native, signed(e.amount).wrapping_sub(signed(e.compensation)));
-            add(sums, Account::Transit, native, signed(e.compensation));
+            add(moves, Account::Transit, native, signed(e.compensation));
         }
-        Event::JobResolved(e) => add(sums, Account::Transit, native, signed(e.compensation).wrapping_neg()),
+        Event::JobResolved(e) => add(moves, Account::Transit, native, signed(e.compensation).wrapping_neg()),
         _ => {}
     }
 }
 
-fn add(sums: &mut Sums, account: Account, token: Address, amount: I256) {
-    let sum = sums.entry((account, token)).or_default();
-    *sum = sum.wrapping_add(amount);
+fn add(moves: &mut Vec<Entry>, account: Account, token: Address, amount: I256) {
+    if !amount.is_zero() {
+        moves.push(Entry { account, token, amount });
+    }
 }
 
 /// Balances beyond 2^255 - 1 do not occur: the contracts keep at most 128 bits of what was deposited in one, and their

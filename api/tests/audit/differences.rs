@@ -91,11 +91,12 @@ async fn an_entry_of_the_ledger_that_is_not_what_happened_is_found() {
 
 #[tokio::test]
 async fn entries_of_a_block_that_is_not_on_the_chain_are_found() {
-    let report = after(&["insert into ledger_entry (block_hash, log_index, reversal, account, token, amount)
-         select '\\x0707070707070707070707070707070707070707070707070707070707070707', 3, false, a,
+    let report =
+        after(&["insert into ledger_entry (block_number, block_hash, log_index, reversal, account, token, amount)
+         select 1, '\\x0707070707070707070707070707070707070707070707070707070707070707', 3, false, a,
                 '\\x0000000000000000000000000000000000000000', m
          from unnest(array['fee', 'world'], array[5, -5]) as e (a, m)"])
-    .await;
+        .await;
     let block = B256::repeat_byte(7).to_string();
     assert_says(&report, &[What::Entry, What::Sum], &["log 3 of block", &block, "Fee"]);
 }

@@ -13,7 +13,7 @@ mod state;
 mod tests;
 mod undo;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
@@ -24,7 +24,7 @@ use super::leader::{Fence, FenceError};
 use super::ledger::{self, Booked};
 use super::outbox::{self, Entity, Source};
 use super::types::{DbAddress, DbHash};
-use crate::fold::{ChainEvent, Contracts, EscrowChannel, Event, FoldError, Images, Key};
+use crate::fold::{ChainEvent, Contracts, EscrowChannel, Event, FoldError, Images, Key, Rows};
 use crate::ledger::{Balances, entries};
 
 pub use block::{canonical_at_or_below, prune_headers};
@@ -207,6 +207,9 @@ pub async fn apply(
         take_back(db, ancestor.number, &mut changes, &mut applied).await?;
     }
     extend(db, step, &mut changes, &mut applied).await?;
+    if tip.number <= step.settled {
+        changes.keep_last();
+    }
     undo::settle(db, step, undo_above).await?;
     let stays = step.ancestor.unwrap_or(step.from);
     changes.0.extend(confirmation::moved(db, step.from.number, tip.number, stays.number).await?);
@@ -223,13 +226,13 @@ async fn take_back(
 ) -> Result<(), ApplyError> {
     applied.events_undone += event::orphan_above(db, ancestor).await?;
     let orphans = block::orphan_above(db, ancestor).await?;
-    ledger::reverse(db, &orphans).await?;
+    ledger::reverse(db, ancestor, &orphans).await?;
     let (keys, before) = undo::restored(db, ancestor).await?;
-    let channels = rows::load(db, &channels_of(&keys)).await?.channels;
-    rows::save(db, &before).await?;
+    let stored = rows::load(db, &keys).await?;
+    rows::save(db, &stored, &before).await?;
     rows::delete_missing(db, &keys, &before).await?;
     changes.undone(&keys);
-    changes.0.extend(covered::changes(db, &with_missing(&channels, &keys), &before, true).await?);
+    changes.0.extend(covered::changes(db, &with_missing(&stored.channels, &keys), &before, true).await?);
     applied.rows += keys.len();
     Ok(())
 }
@@ -241,35 +244,48 @@ async fn extend(
     changes: &mut Changes,
     applied: &mut Applied,
 ) -> Result<(), ApplyError> {
-    block::insert(db, &step.blocks).await?;
-    event::insert(db, &step.events).await?;
+    let back = block::insert(db, &step.blocks).await?;
     let keys: BTreeSet<Key> = step.events.iter().flat_map(|event| event.event.keys()).collect();
-    let mut folded = rows::load(db, &keys).await?;
-    let channels = with_missing(&folded.channels, &keys);
-    let mut images = Images::default();
-    let mut book = Vec::new();
-    for event in &step.events {
-        let touched = event.event.keys();
-        if event.log.block_number > step.settled {
-            images.keep(event.log.block_number, &touched, &folded);
-        }
-        let before = Balances::of(&folded, &touched);
-        folded.apply(event)?;
-        let after = Balances::of(&folded, &touched);
-        let entries = entries(&event.event, &before, &after);
-        book.extend(entries.into_iter().map(|entry| Booked::new(&event.log, entry)));
-        changes.happened(&event.event);
-    }
-    undo::keep(db, &images).await?;
-    rows::save(db, &folded).await?;
-    ledger::append(db, &book).await?;
-    changes.0.extend(covered::changes(db, &channels, &folded, false).await?);
+    let stored = rows::load(db, &keys).await?;
+    let mut folding = Folding::of(&stored, step.settled);
+    event::insert(db, &step.events, &back, |events| events.iter().try_for_each(|event| folding.fold(event))).await?;
+    undo::keep(db, &folding.images).await?;
+    rows::save(db, &stored, &folding.rows).await?;
+    ledger::append(db, &folding.book).await?;
+    changes.0.append(&mut folding.changes.0);
+    changes.0.extend(covered::changes(db, &with_missing(&stored.channels, &keys), &folding.rows, false).await?);
     applied.rows += keys.len();
     Ok(())
 }
 
-fn channels_of(keys: &BTreeSet<Key>) -> BTreeSet<Key> {
-    keys.iter().copied().filter(|key| matches!(key, Key::Channel { .. })).collect()
+/// What the events of a step amount to, as they are folded.
+struct Folding {
+    settled: u64,
+    rows: Rows,
+    images: Images,
+    book: Vec<Booked>,
+    changes: Changes,
+}
+
+impl Folding {
+    fn of(stored: &Rows, settled: u64) -> Self {
+        let (images, changes) = (Images::default(), Changes::default());
+        Self { settled, rows: stored.clone(), images, book: Vec::new(), changes }
+    }
+
+    fn fold(&mut self, event: &ChainEvent) -> Result<(), FoldError> {
+        let touched = event.event.keys();
+        if event.log.block_number > self.settled {
+            self.images.keep(event.log.block_number, &touched, &self.rows);
+        }
+        let before = Balances::of(&self.rows, &touched);
+        self.rows.apply(event)?;
+        let after = Balances::of(&self.rows, &touched);
+        let entries = entries(&event.event, &before, &after);
+        self.book.extend(entries.into_iter().map(|entry| Booked::new(&event.log, entry)));
+        self.changes.happened(&event.event);
+        Ok(())
+    }
 }
 
 /// All channels among `keys`, also those of which there is no row yet.
@@ -328,6 +344,14 @@ impl Changes {
                 | Key::Parameters => {}
             }
         }
+    }
+
+    /// Keeps the last word about each: nobody has to hear of every turn that things took long ago.
+    fn keep_last(&mut self) {
+        let mut told = HashSet::new();
+        self.0.reverse();
+        self.0.retain(|(entity, _)| told.insert(*entity));
+        self.0.reverse();
     }
 
     fn happened(&mut self, event: &Event) {

@@ -18,7 +18,7 @@ pub use channel::{
     channels, delete_channels, delete_fees, delete_parameters, delete_sessions, delete_settlers, fees, parameters,
     save_channels, save_fees, save_parameters, save_sessions, save_settlers, sessions, settlers,
 };
-pub use job::{delete_jobs, jobs, save_jobs};
+pub use job::{delete_jobs, insert_jobs, jobs, save_jobs};
 
 /// Pairs as two arrays, for `unnest`.
 fn columns(pairs: impl Iterator<Item = (Address, Address)>) -> (Vec<DbAddress>, Vec<DbAddress>) {
@@ -30,6 +30,9 @@ pub async fn accounts(
     db: &mut PgConnection,
     keys: &[(Address, Address)],
 ) -> Result<BTreeMap<(Address, Address), EscrowAccount>, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let (owners, tokens) = columns(keys.iter().copied());
     let rows = sqlx::query!(
         r#"select a.owner as "owner: DbAddress", a.token as "token: DbAddress", a.free as "free: DbAmount",
@@ -51,6 +54,9 @@ pub async fn save_accounts(
     db: &mut PgConnection,
     accounts: &BTreeMap<(Address, Address), EscrowAccount>,
 ) -> Result<(), sqlx::Error> {
+    if accounts.is_empty() {
+        return Ok(());
+    }
     let (owners, tokens) = columns(accounts.keys().copied());
     let free: Vec<DbAmount> = accounts.values().map(|account| DbAmount(account.free)).collect();
     let thawing: Vec<DbAmount> = accounts.values().map(|account| DbAmount(account.thawing)).collect();
@@ -90,6 +96,9 @@ pub async fn earned(
     db: &mut PgConnection,
     keys: &[(Address, Address)],
 ) -> Result<BTreeMap<(Address, Address), Amount>, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let (nodes, tokens) = columns(keys.iter().copied());
     let rows = sqlx::query!(
         r#"select e.node as "node: DbAddress", e.token as "token: DbAddress", e.earned as "earned: DbAmount"
@@ -108,6 +117,9 @@ pub async fn save_earned(
     db: &mut PgConnection,
     earned: &BTreeMap<(Address, Address), Amount>,
 ) -> Result<(), sqlx::Error> {
+    if earned.is_empty() {
+        return Ok(());
+    }
     let (nodes, tokens) = columns(earned.keys().copied());
     let amounts: Vec<DbAmount> = earned.values().copied().map(DbAmount).collect();
     sqlx::query!(

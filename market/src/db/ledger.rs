@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 
 use alloy::primitives::{Address, B256, I256};
-use bigdecimal::{BigDecimal, num_bigint::BigInt};
 use sqlx::postgres::PgConnection;
 
 use super::chain::{from_db, to_db};
-use super::types::{DbAddress, DbHash};
+use super::copy::{Copy, copy_row};
+use super::types::{DbAddress, DbHash, DbSigned};
 use crate::fold::RawLog;
 use crate::ledger::{Account, Entry};
 
 /// An entry and the log that it follows from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Booked {
+    block_number: u64,
     block_hash: B256,
     log_index: u64,
     entry: Entry,
@@ -24,7 +25,7 @@ impl Booked {
     /// `entry` as `log` brought it about.
     #[must_use]
     pub fn new(log: &RawLog, entry: Entry) -> Self {
-        Self { block_hash: log.block_hash, log_index: log.log_index, entry }
+        Self { block_number: log.block_number, block_hash: log.block_hash, log_index: log.log_index, entry }
     }
 }
 
@@ -33,46 +34,48 @@ pub(super) async fn append(db: &mut PgConnection, book: &[Booked]) -> Result<(),
     if book.is_empty() {
         return Ok(());
     }
-    let log_indexes = book.iter().map(|row| to_db(row.log_index)).collect::<Result<Vec<_>, _>>()?;
-    let accounts = || book.iter().map(|row| row.entry.account);
-    let node = |account| match account {
-        Account::Reserved { node, .. } => Some(DbAddress(node)),
-        _ => None,
-    };
-    let job = |account| match account {
-        Account::Job(job_id) => Some(DbHash(job_id)),
-        _ => None,
-    };
-    sqlx::query!(
-        "insert into ledger_entry (block_hash, log_index, reversal, account, owner, node, job_id, token, amount)
-         select b, l, false, a, o, n, j, t, m
-         from unnest($1::bytea[], $2::bigint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bytea[],
-                     $8::numeric[]) as e (b, l, a, o, n, j, t, m)",
-        &book.iter().map(|row| DbHash(row.block_hash)).collect::<Vec<_>>() as _,
-        &log_indexes,
-        &accounts().map(|account| account.name().to_owned()).collect::<Vec<_>>(),
-        &accounts().map(|account| account.owner().map(DbAddress)).collect::<Vec<_>>() as _,
-        &accounts().map(node).collect::<Vec<_>>() as _,
-        &accounts().map(job).collect::<Vec<_>>() as _,
-        &book.iter().map(|row| DbAddress(row.entry.token)).collect::<Vec<_>>() as _,
-        &book.iter().map(|row| decimal(row.entry.amount)).collect::<Vec<_>>()
+    let mut copy = Copy::begin(
+        db,
+        "copy ledger_entry (block_number, block_hash, log_index, reversal, account, owner, node, job_id, token, amount)
+         from stdin (format binary)",
     )
-    .execute(db)
     .await?;
-    Ok(())
+    for row in book {
+        let account = row.entry.account;
+        let (node, job_id) = match account {
+            Account::Reserved { node, .. } => (Some(DbAddress(node)), None),
+            Account::Job(job_id) => (None, Some(DbHash(job_id))),
+            _ => (None, None),
+        };
+        copy_row!(
+            copy,
+            to_db(row.block_number)?,
+            DbHash(row.block_hash),
+            to_db(row.log_index)?,
+            false,
+            account.name(),
+            account.owner().map(DbAddress),
+            node,
+            job_id,
+            DbAddress(row.entry.token),
+            DbSigned(row.entry.amount),
+        );
+    }
+    copy.finish().await
 }
 
-/// Takes back what the logs of `blocks` brought about. A block that comes back is entered again.
-pub(super) async fn reverse(db: &mut PgConnection, blocks: &[B256]) -> Result<(), sqlx::Error> {
+/// Takes back what the logs of `blocks`, all above number `ancestor`, brought about. A block that comes back is entered again.
+pub(super) async fn reverse(db: &mut PgConnection, ancestor: u64, blocks: &[B256]) -> Result<(), sqlx::Error> {
     let blocks: Vec<DbHash> = blocks.iter().copied().map(DbHash).collect();
     sqlx::query!(
-        "insert into ledger_entry (block_hash, log_index, reversal, account, owner, node, job_id, token, amount)
-         select block_hash, log_index, true, account, owner, node, job_id, token, -sum(amount)
+        "insert into ledger_entry (block_number, block_hash, log_index, reversal, account, owner, node, job_id, token, amount)
+         select block_number, block_hash, log_index, true, account, owner, node, job_id, token, -sum(amount)
          from ledger_entry
-         where block_hash = any($1::bytea[])
-         group by block_hash, log_index, account, owner, node, job_id, token
+         where block_number > $1 and block_hash = any($2::bytea[])
+         group by block_number, block_hash, log_index, account, owner, node, job_id, token
          having sum(amount) <> 0
-         order by block_hash, log_index",
+         order by block_number, log_index",
+        to_db(ancestor)?,
         &blocks as _
     )
     .execute(db)
@@ -95,7 +98,7 @@ pub struct Balance {
 pub async fn balances(db: &mut PgConnection) -> Result<Vec<Balance>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"select account, owner as "owner?: DbAddress", node as "node?: DbAddress", job_id as "job_id?: DbHash",
-                  token as "token: DbAddress", sum(amount) as "amount!"
+                  token as "token: DbAddress", sum(amount) as "amount!: DbSigned"
            from ledger_entry
            group by account, owner, node, job_id, token
            having sum(amount) <> 0
@@ -111,7 +114,7 @@ pub async fn balances(db: &mut PgConnection) -> Result<Vec<Balance>, sqlx::Error
                 row.node.map(Address::from),
                 row.job_id.map(B256::from),
             )?;
-            Ok(Balance { account, token: row.token.0, amount: integer(&row.amount)? })
+            Ok(Balance { account, token: row.token.0, amount: row.amount.0 })
         })
         .collect()
 }
@@ -128,9 +131,9 @@ pub async fn canonical_between(
     let rows = sqlx::query!(
         r#"select l.block_hash as "block_hash: DbHash", l.log_index, l.account, l.owner as "owner?: DbAddress",
                   l.node as "node?: DbAddress", l.job_id as "job_id?: DbHash", l.token as "token: DbAddress",
-                  sum(l.amount) as "amount!"
+                  sum(l.amount) as "amount!: DbSigned"
            from chain_block b
-           join ledger_entry l on l.block_hash = b.hash
+           join ledger_entry l on l.block_number = b.number and l.block_hash = b.hash
            where b.canonical and b.number between $1 and $2
            group by l.block_hash, l.log_index, l.account, l.owner, l.node, l.job_id, l.token
            having sum(l.amount) <> 0"#,
@@ -144,7 +147,7 @@ pub async fn canonical_between(
         let (owner, node) = (row.owner.map(Address::from), row.node.map(Address::from));
         let account = read_account(&row.account, owner, node, row.job_id.map(B256::from))?;
         let log = movements.entry((row.block_hash.0, from_db(row.log_index)?)).or_default();
-        log.insert((account, row.token.0), integer(&row.amount)?);
+        log.insert((account, row.token.0), row.amount.0);
     }
     Ok(movements)
 }
@@ -187,18 +190,4 @@ fn read_account(
         ("suspense", ..) => Ok(Account::Suspense),
         _ => Err(sqlx::Error::Decode(format!("{name:?} is not an account of the ledger").into())),
     }
-}
-
-fn decimal(amount: I256) -> BigDecimal {
-    let (sign, magnitude) = amount.into_sign_and_abs();
-    let digits = BigInt::from_bytes_be(bigdecimal::num_bigint::Sign::Plus, &magnitude.to_be_bytes::<32>());
-    BigDecimal::from(if sign.is_negative() { -digits } else { digits })
-}
-
-fn integer(amount: &BigDecimal) -> Result<I256, sqlx::Error> {
-    amount
-        .with_scale(0)
-        .to_plain_string()
-        .parse()
-        .map_err(|_| sqlx::Error::Decode(format!("{amount} exceeds 256 bits").into()))
 }

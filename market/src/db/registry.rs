@@ -17,6 +17,9 @@ pub async fn nodes(
     db: &mut PgConnection,
     addresses: &[Address],
 ) -> Result<BTreeMap<Address, RegistryNode>, sqlx::Error> {
+    if addresses.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let addresses: Vec<DbAddress> = addresses.iter().copied().map(DbAddress).collect();
     let rows = sqlx::query!(
         r#"select node as "node: DbAddress", node_id as "node_id: DbHash", public_key, payout as "payout: DbAddress",

@@ -1,13 +1,12 @@
 //! How the chain's types lie in Postgres. Queries name them where a column is read (`node as "node: DbAddress"`) and pass
 //! them with `as _` where one is written: Postgres describes a column of a domain by its base type.
 
-use std::str::FromStr;
-
-use alloy::primitives::{Address, B256, U256};
-use bigdecimal::{BigDecimal, num_bigint::BigInt};
+use alloy::primitives::{Address, B256, I256, Sign, U256};
+use bigdecimal::BigDecimal;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type, encode::IsNull, error::BoxDynError};
 
+use super::numeric;
 use crate::Amount;
 
 /// An [`Address`] as `BYTEA` of 20 bytes.
@@ -17,6 +16,10 @@ pub struct DbAddress(pub Address);
 /// A [`B256`] as `BYTEA` of 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DbHash(pub B256);
+
+/// What is moved into an account or, below zero, out of it, as `NUMERIC(79, 0)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DbSigned(pub I256);
 
 /// An [`Amount`] as `NUMERIC(78, 0)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,29 +93,53 @@ impl From<DbAmount> for Amount {
         value.0
     }
 }
-impl Type<Postgres> for DbAmount {
-    fn type_info() -> PgTypeInfo {
-        <BigDecimal as Type<Postgres>>::type_info()
-    }
-    fn compatible(ty: &PgTypeInfo) -> bool {
-        <BigDecimal as Type<Postgres>>::compatible(ty)
-    }
+macro_rules! numeric {
+    ($db:ident) => {
+        impl Type<Postgres> for $db {
+            fn type_info() -> PgTypeInfo {
+                <BigDecimal as Type<Postgres>>::type_info()
+            }
+            fn compatible(ty: &PgTypeInfo) -> bool {
+                <BigDecimal as Type<Postgres>>::compatible(ty)
+            }
+        }
+        impl PgHasArrayType for $db {
+            fn array_type_info() -> PgTypeInfo {
+                <BigDecimal as PgHasArrayType>::array_type_info()
+            }
+        }
+    };
 }
-impl PgHasArrayType for DbAmount {
-    fn array_type_info() -> PgTypeInfo {
-        <BigDecimal as PgHasArrayType>::array_type_info()
-    }
-}
+
+numeric!(DbAmount);
+numeric!(DbSigned);
+
 impl Encode<'_, Postgres> for DbAmount {
     fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        let digits = BigInt::from_bytes_be(bigdecimal::num_bigint::Sign::Plus, &self.0.0.to_be_bytes::<32>());
-        <BigDecimal as Encode<Postgres>>::encode(BigDecimal::from(digits), buf)
+        numeric::write(false, self.0.0, buf);
+        Ok(IsNull::No)
     }
 }
 impl<'r> Decode<'r, Postgres> for DbAmount {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        let decimal = <BigDecimal as Decode<Postgres>>::decode(value)?;
-        // The domain's check keeps it an integer in range; to_plain_string never uses an exponent.
-        Ok(Self(Amount(U256::from_str(&decimal.with_scale(0).to_plain_string())?)))
+        match numeric::decode(&value)? {
+            (false, amount) => Ok(Self(Amount(amount))),
+            (true, amount) => Err(format!("an amount below zero: -{amount}").into()),
+        }
+    }
+}
+impl Encode<'_, Postgres> for DbSigned {
+    fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let (sign, magnitude) = self.0.into_sign_and_abs();
+        numeric::write(sign.is_negative(), magnitude, buf);
+        Ok(IsNull::No)
+    }
+}
+impl<'r> Decode<'r, Postgres> for DbSigned {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        let (negative, magnitude) = numeric::decode(&value)?;
+        let sign = if negative { Sign::Negative } else { Sign::Positive };
+        let amount = I256::checked_from_sign_and_abs(sign, magnitude);
+        Ok(Self(amount.ok_or_else(|| format!("{magnitude} exceeds 255 bits and a sign"))?))
     }
 }

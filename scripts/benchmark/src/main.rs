@@ -1,6 +1,7 @@
 //! `littoral-bench`: what `scripts/bench` runs. Every figure comes from real servers, and the last line of standard output
 //! is one JSON object.
 
+mod apply;
 mod indexer;
 mod settle;
 
@@ -17,6 +18,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write made-up steps of the indexer, to see what Postgres makes of them
+    Apply(apply::Apply),
     /// Index a chain full of events, and compare the speed with the node's own and Ponder's, the rows with the chain
     Indexer(indexer::Indexer),
     /// Settle many payments through the real settler, Postgres and Anvil, and compare the chain's logs with Postgres
@@ -26,6 +29,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Apply(apply) => apply.run().await,
         Command::Indexer(indexer) => indexer.run().await,
         Command::Settle(settle) => settle.run().await,
     };

@@ -8,12 +8,18 @@ use super::{ApplyError, Block, BlockId, HEADERS_KEPT, from_db, to_db};
 use crate::db::leader::Fence;
 use crate::db::types::DbHash;
 
-/// Writes blocks as canonical. One that was orphaned may come back.
-pub(super) async fn insert(db: &mut PgConnection, blocks: &[Block]) -> Result<(), sqlx::Error> {
+/// Writes blocks as canonical, and says which of them had been stored before: those come back.
+pub(super) async fn insert(db: &mut PgConnection, blocks: &[Block]) -> Result<Vec<BlockId>, sqlx::Error> {
     let hashes: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.id.hash)).collect();
     let numbers = blocks.iter().map(|block| to_db(block.id.number)).collect::<Result<Vec<_>, _>>()?;
     let parents: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.parent_hash)).collect();
     let mined_at: Vec<DateTime<Utc>> = blocks.iter().map(|block| block.mined_at).collect();
+    let stored = sqlx::query_scalar!(
+        r#"select hash as "hash: DbHash" from chain_block where hash = any($1::bytea[])"#,
+        &hashes as _
+    )
+    .fetch_all(&mut *db)
+    .await?;
     sqlx::query!(
         "insert into chain_block (hash, number, parent_hash, mined_at, canonical)
          select *, true from unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::timestamptz[])
@@ -25,7 +31,7 @@ pub(super) async fn insert(db: &mut PgConnection, blocks: &[Block]) -> Result<()
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(blocks.iter().map(|block| block.id).filter(|id| stored.contains(&DbHash(id.hash))).collect())
 }
 
 /// Marks all blocks above `number` as no longer canonical, and says which they were.

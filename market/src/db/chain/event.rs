@@ -4,67 +4,103 @@ use alloy::primitives::{B256, Bytes};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
-use super::{from_db, to_db};
+use super::{ApplyError, BlockId, from_db, to_db};
+use crate::db::copy::{Copy, copy_row};
 use crate::db::types::{DbAddress, DbAmount, DbHash};
-use crate::fold::{ChainEvent, Event, RawLog};
+use crate::fold::{ChainEvent, Event, FoldError, RawLog};
 
-/// Writes events as canonical. An event whose block was orphaned may come back with it.
-pub(super) async fn insert(db: &mut PgConnection, events: &[ChainEvent]) -> Result<(), sqlx::Error> {
+/// How many events are sent before others are looked at.
+const AT_ONCE: usize = 256;
+
+/// Writes events as canonical, and calls `meanwhile` with each stretch of them while Postgres is at work on it. Those of `back`,
+/// blocks that were stored before, take the place of what was stored of them.
+pub(super) async fn insert(
+    db: &mut PgConnection,
+    events: &[ChainEvent],
+    back: &[BlockId],
+    mut meanwhile: impl FnMut(&[ChainEvent]) -> Result<(), FoldError>,
+) -> Result<(), ApplyError> {
+    if !back.is_empty() {
+        forget(db, back).await?;
+    }
     if events.is_empty() {
         return Ok(());
     }
-    let logs = || events.iter().map(|event| &event.log);
-    let log_indexes = logs().map(|log| to_db(log.log_index)).collect::<Result<Vec<_>, _>>()?;
-    let block_numbers = logs().map(|log| to_db(log.block_number)).collect::<Result<Vec<_>, _>>()?;
-    let kinds: Vec<String> = events.iter().map(|event| event.event.kind().to_owned()).collect();
-    sqlx::query!(
-        "insert into chain_event (block_number, log_index, block_hash, tx_hash, contract, kind, topics, data, canonical)
-         select *, true from unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[], $5::bytea[], $6::text[],
-                                    $7::bytea[], $8::bytea[])
-         on conflict (block_number, log_index, block_hash) do update set canonical = true",
-        &block_numbers,
-        &log_indexes,
-        &logs().map(|log| DbHash(log.block_hash)).collect::<Vec<_>>() as _,
-        &logs().map(|log| DbHash(log.tx_hash)).collect::<Vec<_>>() as _,
-        &logs().map(|log| DbAddress(log.contract)).collect::<Vec<_>>() as _,
-        &kinds,
-        &logs().map(|log| log.topics.concat()).collect::<Vec<Vec<u8>>>(),
-        &logs().map(|log| log.data.to_vec()).collect::<Vec<Vec<u8>>>(),
+    let mut copy = Copy::begin(
+        db,
+        "copy chain_event (block_number, log_index, block_hash, tx_hash, contract, kind, topics, data, canonical)
+         from stdin (format binary)",
     )
-    .execute(&mut *db)
     .await?;
-    insert_redemptions(db, events).await
+    for stretch in events.chunks(AT_ONCE) {
+        for ChainEvent { log, event } in stretch {
+            copy_row!(
+                copy,
+                to_db(log.block_number)?,
+                to_db(log.log_index)?,
+                DbHash(log.block_hash),
+                DbHash(log.tx_hash),
+                DbAddress(log.contract),
+                event.kind(),
+                log.topics.concat(),
+                &log.data[..],
+                true,
+            );
+        }
+        copy.flush().await?;
+        if let Err(error) = meanwhile(stretch) {
+            copy.abort().await?;
+            return Err(error.into());
+        }
+    }
+    copy.finish().await?;
+    Ok(insert_redemptions(db, events).await?)
 }
 
 async fn insert_redemptions(db: &mut PgConnection, events: &[ChainEvent]) -> Result<(), sqlx::Error> {
-    let mut rows = Vec::new();
-    for event in events {
-        if let Event::VouchersRedeemed(redeemed) = &event.event {
-            for (position, redemption) in (0_i32..).zip(&redeemed.redemptions) {
-                rows.push((&event.log, position, redeemed, redemption));
-            }
-        }
-    }
-    if rows.is_empty() {
+    if !events.iter().any(|event| matches!(event.event, Event::VouchersRedeemed(_))) {
         return Ok(());
     }
-    let log_indexes = rows.iter().map(|row| to_db(row.0.log_index)).collect::<Result<Vec<_>, _>>()?;
-    let block_numbers = rows.iter().map(|row| to_db(row.0.block_number)).collect::<Result<Vec<_>, _>>()?;
+    let mut copy = Copy::begin(
+        db,
+        "copy chain_redemption (block_number, log_index, position, block_hash, requester, node, token, claimed,
+                                covered_nonce)
+         from stdin (format binary)",
+    )
+    .await?;
+    for ChainEvent { log, event } in events {
+        let Event::VouchersRedeemed(redeemed) = event else { continue };
+        for (position, redemption) in (0_i32..).zip(&redeemed.redemptions) {
+            copy_row!(
+                copy,
+                to_db(log.block_number)?,
+                to_db(log.log_index)?,
+                position,
+                DbHash(log.block_hash),
+                DbAddress(redemption.requester),
+                DbAddress(redeemed.node),
+                DbAddress(redeemed.token),
+                DbAmount::from(redemption.claimed),
+                DbAmount::from(u128::from(redemption.covered_nonce)),
+            );
+        }
+    }
+    copy.finish().await
+}
+
+/// Deletes the events of `blocks`.
+async fn forget(db: &mut PgConnection, blocks: &[BlockId]) -> Result<(), sqlx::Error> {
+    let numbers = blocks.iter().map(|block| to_db(block.number)).collect::<Result<Vec<_>, _>>()?;
+    let hashes: Vec<DbHash> = blocks.iter().map(|block| DbHash(block.hash)).collect();
     sqlx::query!(
-        "insert into chain_redemption (block_hash, log_index, position, block_number, requester, node, token, claimed,
-                                       covered_nonce)
-         select * from unnest($1::bytea[], $2::bigint[], $3::integer[], $4::bigint[], $5::bytea[], $6::bytea[],
-                              $7::bytea[], $8::numeric[], $9::numeric[])
-         on conflict do nothing",
-        &rows.iter().map(|row| DbHash(row.0.block_hash)).collect::<Vec<_>>() as _,
-        &log_indexes,
-        &rows.iter().map(|row| row.1).collect::<Vec<_>>(),
-        &block_numbers,
-        &rows.iter().map(|row| DbAddress(row.3.requester)).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| DbAddress(row.2.node)).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| DbAddress(row.2.token)).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| DbAmount::from(row.3.claimed)).collect::<Vec<_>>() as _,
-        &rows.iter().map(|row| DbAmount::from(u128::from(row.3.covered_nonce))).collect::<Vec<_>>() as _,
+        "with redemption as (
+             delete from chain_redemption r using unnest($1::bigint[], $2::bytea[]) as b (number, hash)
+             where r.block_number = b.number and r.block_hash = b.hash
+         )
+         delete from chain_event e using unnest($1::bigint[], $2::bytea[]) as b (number, hash)
+         where e.block_number = b.number and e.block_hash = b.hash",
+        &numbers,
+        &hashes as _
     )
     .execute(db)
     .await?;

@@ -1,12 +1,12 @@
 //! [`Rows`] in their tables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy::primitives::{Address, B256};
 use sqlx::postgres::PgConnection;
 
 use crate::db::{escrow, registry};
-use crate::fold::{Key, Rows};
+use crate::fold::{EscrowJob, Key, Rows};
 
 /// Keys by table.
 #[derive(Default)]
@@ -103,22 +103,35 @@ pub async fn all(db: &mut PgConnection) -> Result<Rows, sqlx::Error> {
     load_tables(db, &tables).await
 }
 
-/// Writes all of `rows`.
-pub(super) async fn save(db: &mut PgConnection, rows: &Rows) -> Result<(), sqlx::Error> {
-    if *rows == Rows::default() {
-        return Ok(());
-    }
-    escrow::save_jobs(db, &rows.jobs).await?;
-    escrow::save_accounts(db, &rows.accounts).await?;
-    escrow::save_earned(db, &rows.earned).await?;
-    escrow::save_channels(db, &rows.channels).await?;
-    escrow::save_sessions(db, &rows.sessions).await?;
-    escrow::save_settlers(db, &rows.settlers).await?;
-    escrow::save_fees(db, &rows.fees).await?;
-    if let Some(parameters) = &rows.parameters {
+/// Writes those of `rows` that are not in `stored`, which holds what the database has of these keys.
+pub(super) async fn save(db: &mut PgConnection, stored: &Rows, rows: &Rows) -> Result<(), sqlx::Error> {
+    let (new, changed) = jobs_by_whether_stored(stored, rows);
+    escrow::insert_jobs(db, &new).await?;
+    escrow::save_jobs(db, &changed).await?;
+    escrow::save_accounts(db, &differing(&stored.accounts, &rows.accounts)).await?;
+    escrow::save_earned(db, &differing(&stored.earned, &rows.earned)).await?;
+    escrow::save_channels(db, &differing(&stored.channels, &rows.channels)).await?;
+    escrow::save_sessions(db, &differing(&stored.sessions, &rows.sessions)).await?;
+    escrow::save_settlers(db, &differing(&stored.settlers, &rows.settlers)).await?;
+    escrow::save_fees(db, &differing(&stored.fees, &rows.fees)).await?;
+    if let Some(parameters) = rows.parameters.as_ref().filter(|_| stored.parameters != rows.parameters) {
         escrow::save_parameters(db, parameters).await?;
     }
-    registry::save_nodes(db, &rows.nodes).await
+    registry::save_nodes(db, &differing(&stored.nodes, &rows.nodes)).await
+}
+
+/// Jobs that are not stored, and those that are stored otherwise.
+fn jobs_by_whether_stored<'r>(
+    stored: &Rows,
+    rows: &'r Rows,
+) -> (Vec<(B256, &'r EscrowJob)>, Vec<(B256, &'r EscrowJob)>) {
+    let differing = rows.jobs.iter().filter(|(id, job)| stored.jobs.get(*id) != Some(*job));
+    differing.map(|(id, job)| (*id, job)).partition(|(id, _)| !stored.jobs.contains_key(id))
+}
+
+fn differing<K: Ord + Copy, V: PartialEq + Clone>(stored: &BTreeMap<K, V>, rows: &BTreeMap<K, V>) -> BTreeMap<K, V> {
+    let differing = rows.iter().filter(|(key, row)| stored.get(*key) != Some(*row));
+    differing.map(|(key, row)| (*key, row.clone())).collect()
 }
 
 /// Removes the rows of those `keys` that `rows` does not have.

@@ -242,6 +242,50 @@ async fn a_reorg_deeper_than_the_images_is_refused_and_changes_nothing() {
     assert!(matches!(refused, ApplyError::TooDeep { ancestor: 14, undo_above: 53 }), "{refused}");
 }
 
+#[tokio::test]
+async fn events_that_cannot_follow_change_nothing_and_leave_the_connection_as_it_was() {
+    let mut index = Index::new().await;
+    let actions = [Action::Deposit(0, 0, 500), Action::Register(0, 0), Action::Stake(0, 700), Action::Stake(0, 9)];
+    let blocks = mined(&Model::after(&actions).events(), 0);
+    let events: Vec<ChainEvent> = blocks.iter().flat_map(|(_, events)| events).cloned().collect();
+    let unregistered: Vec<ChainEvent> =
+        events.into_iter().filter(|event| event.event.kind() != "NodeUpdated").collect();
+    let mut db = index.pool.acquire().await.unwrap();
+    for _ in 0..2 {
+        let step = Step {
+            from: index.at,
+            ancestor: None,
+            blocks: vec![blocks.last().unwrap().0.clone()],
+            events: unregistered.clone(),
+            settled: 0,
+        };
+        let mut tx = sqlx::Connection::begin(&mut *db).await.unwrap();
+        let refused = apply(&mut tx, index.leadership.fence(), &contracts(), &step, now()).await.unwrap_err();
+        assert!(matches!(refused, ApplyError::Fold(_)), "{refused}");
+        tx.rollback().await.unwrap();
+    }
+    drop(db);
+    assert_eq!(cursor(&mut index.pool.acquire().await.unwrap()).await.unwrap().unwrap().block, index.at);
+    index.apply(None, &blocks).await;
+    index.assert_is(&blocks).await;
+}
+
+#[tokio::test]
+async fn a_block_that_comes_back_takes_the_place_of_what_was_stored_of_it() {
+    let mut index = Index::new().await;
+    let actions: Vec<Action> = (1..4).flat_map(|n| [Action::Deposit(0, 0, n), Action::Wait(1)]).collect();
+    let ours = mined(&Model::after(&actions).events(), 0);
+    index.apply(None, &ours).await;
+    index.apply(Some(ours[0].0.id), &[(block(2, 1), vec![])]).await;
+    for spoil in
+        ["update chain_event set data = '\\x00', canonical = false", "delete from chain_event where block_number = 3"]
+    {
+        sqlx::query(spoil).execute(&index.pool).await.unwrap();
+    }
+    index.apply(Some(block(0, 0).id), &ours).await;
+    index.assert_is(&ours).await;
+}
+
 async fn refusal(index: &Index, statement: impl AsyncFnOnce(&PgPool) -> Result<(), sqlx::Error>) -> String {
     statement(&index.pool).await.unwrap_err().to_string()
 }
@@ -262,8 +306,8 @@ async fn the_ledger_takes_no_change_and_nothing_that_does_not_balance() {
     assert!(emptied.await.contains("append-only"));
     let one_sided = refusal(&index, async |pool| {
         sqlx::query!(
-            "insert into ledger_entry (block_hash, log_index, reversal, account, token, amount)
-             values ($1, 0, false, 'fee', $2, 5)",
+            "insert into ledger_entry (block_number, block_hash, log_index, reversal, account, token, amount)
+             values (1, $1, 0, false, 'fee', $2, 5)",
             DbHash(B256::ZERO) as _,
             DbAddress(Address::ZERO) as _
         )
@@ -275,9 +319,9 @@ async fn the_ledger_takes_no_change_and_nothing_that_does_not_balance() {
     // Two tokens do not balance each other, nor do two logs.
     let crossed = refusal(&index, async |pool| {
         sqlx::query!(
-            "insert into ledger_entry (block_hash, log_index, reversal, account, token, amount)
-             values ($1, 0, false, 'fee', $2, 5), ($1, 0, false, 'world', $3, -5),
-                    ($1, 1, false, 'world', $2, -5), ($1, 1, false, 'fee', $3, 5)",
+            "insert into ledger_entry (block_number, block_hash, log_index, reversal, account, token, amount)
+             values (1, $1, 0, false, 'fee', $2, 5), (1, $1, 0, false, 'world', $3, -5),
+                    (1, $1, 1, false, 'world', $2, -5), (1, $1, 1, false, 'fee', $3, 5)",
             DbHash(B256::ZERO) as _,
             DbAddress(Address::ZERO) as _,
             DbAddress(token(1)) as _

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::abi::{JobSpec, Order};
 use crate::db::chain::{from_db, to_db};
+use crate::db::copy::{Copy, copy_row};
 use crate::db::types::{DbAddress, DbAmount, DbHash};
 use crate::fold::{Dispute, EscrowJob, EscrowState, JobResult, Moment, Opened, Resolution, time_of};
 
@@ -164,6 +165,9 @@ fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error 
 
 /// The jobs among `ids` of which the chain has told, as folded.
 pub async fn jobs(db: &mut PgConnection, ids: &[B256]) -> Result<BTreeMap<B256, EscrowJob>, sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let ids: Vec<DbHash> = ids.iter().copied().map(DbHash).collect();
     let rows = sqlx::query_as!(
         JobRow,
@@ -186,8 +190,68 @@ pub async fn jobs(db: &mut PgConnection, ids: &[B256]) -> Result<BTreeMap<B256, 
     rows.into_iter().map(JobRow::read).collect()
 }
 
+/// Writes jobs as folded, of which the chain has not told before.
+pub async fn insert_jobs(db: &mut PgConnection, jobs: &[(B256, &EscrowJob)]) -> Result<(), sqlx::Error> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let mut copy = Copy::begin(
+        db,
+        "copy escrow_job (
+             job_id, requester, token, max_price, order_node, assigner, spec_hash, deadline, challenge_window_secs,
+             arbiter, max_fee_bps, nonce, input_cid, operation, params, spec_valid, state, opened_block, opened_tx,
+             opened_at, cancel_at, node, price, paid_token, result_hash, finalize_at, submitted_tx, dispute_bond,
+             decide_by, disputed_tx, resolved_paid, slashed, compensation, closed_block, closed_tx, closed_at)
+         from stdin (format binary)",
+    )
+    .await?;
+    for (id, job) in jobs {
+        let row = JobRow::new(*id, job)?;
+        copy_row!(
+            copy,
+            row.job_id,
+            row.requester,
+            row.token,
+            row.max_price,
+            row.order_node,
+            row.assigner,
+            row.spec_hash,
+            row.deadline,
+            row.challenge_window_secs,
+            row.arbiter,
+            row.max_fee_bps,
+            row.nonce,
+            row.input_cid,
+            row.operation,
+            row.params,
+            row.spec_valid,
+            row.state,
+            row.opened_block,
+            row.opened_tx,
+            row.opened_at,
+            row.cancel_at,
+            row.node,
+            row.price,
+            row.paid_token,
+            row.result_hash,
+            row.finalize_at,
+            row.submitted_tx,
+            row.dispute_bond,
+            row.decide_by,
+            row.disputed_tx,
+            row.resolved_paid,
+            row.slashed,
+            row.compensation,
+            row.closed_block,
+            row.closed_tx,
+            row.closed_at,
+        );
+    }
+    copy.finish().await
+}
+
 /// Writes jobs as folded.
-pub async fn save_jobs(db: &mut PgConnection, jobs: &BTreeMap<B256, EscrowJob>) -> Result<(), sqlx::Error> {
+pub async fn save_jobs(db: &mut PgConnection, jobs: &[(B256, &EscrowJob)]) -> Result<(), sqlx::Error> {
     if jobs.is_empty() {
         return Ok(());
     }
