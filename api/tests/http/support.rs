@@ -266,7 +266,7 @@ impl Api {
     pub async fn save_job(&self, job_id: B256, job: EscrowJob) {
         use db::outbox::{Entity, Source, append};
         let mut tx = self.pool.begin().await.unwrap();
-        db::escrow::save_jobs(&mut tx, &BTreeMap::from([(job_id, job)])).await.unwrap();
+        db::escrow::save_jobs(&mut tx, &[(job_id, &job)]).await.unwrap();
         append(&mut tx, Source::Chain, Entity::Job(job_id), "job.opened", clock::now()).await.unwrap();
         tx.commit().await.unwrap();
     }
