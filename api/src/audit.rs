@@ -173,7 +173,7 @@ pub async fn run(audit: &Audit) -> Result<Report, AuditError> {
     let wanted = match audit.at {
         At::Cursor => 0,
         At::Number(number) => number,
-        At::Latest => audit.source.head().await?.id.number,
+        At::Latest => audit.source.head().await?.block.id.number,
         At::Finalized => audit.source.finalized().await?.id.number,
     };
     loop {
@@ -259,7 +259,7 @@ pub async fn command(args: AuditArgs) -> ExitCode {
 
 async fn audit_of(args: &AuditArgs) -> anyhow::Result<Report> {
     let deployment = Deployment::read(&args.chain.deployment)?;
-    let provider = rpc::connect(&args.chain.rpc_url, &deployment).await?;
+    let provider = rpc::connect(&args.chain.rpc_urls, &deployment).await?;
     let pool = db::connect(&args.database_url, 2).await.context("cannot connect to Postgres (DATABASE_URL)")?;
     let source = Source::new(vec![provider], Contracts::from(&deployment));
     let audit = Audit::new(pool, source, deployment)

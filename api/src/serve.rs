@@ -176,7 +176,7 @@ async fn open(args: &ServeArgs) -> anyhow::Result<App> {
     unbounded.close().await;
     let pool = db::connect_bounded(database_url, most, STATEMENT_TIMEOUT).await.context("connecting to Postgres")?;
     check_database(&pool, &deployment).await?;
-    let provider = rpc::provider(&args.chain.rpc_url);
+    let provider = rpc::failover(&args.chain.rpc_urls);
     match rpc::verify(&provider, &deployment).await {
         Ok(()) => {}
         // Serving needs no chain: what it says comes through the indexer.

@@ -65,7 +65,7 @@ async fn settle(args: RunArgs) -> anyhow::Result<()> {
     let lead_pool =
         settlement::connect_lead(&args.database_url, args.lead_timeout).await.context("connecting to Postgres")?;
     let news = settlement::listen(&args.database_url).await.context("listening to Postgres")?;
-    let provider = market::rpc::connect(&args.chain.rpc_url, &deployment).await?;
+    let provider = market::rpc::connect(&args.chain.rpc_urls, &deployment).await?;
     if let Some(bind) = args.metrics_bind {
         metrics::serve(bind).await?;
     }

@@ -113,7 +113,7 @@ pub struct Chain {
 impl Chain {
     /// Connects and checks the chain's id and that there is code where the manifest has the contracts.
     pub async fn connect(rpc_url: &Url, deployment: Deployment) -> Result<Self, ChainError> {
-        let provider = market::rpc::connect(rpc_url, &deployment).await?;
+        let provider = market::rpc::connect(std::slice::from_ref(rpc_url), &deployment).await?;
         Ok(Self { deployment, provider })
     }
 

@@ -1,20 +1,34 @@
-//! Where the cursor goes next: forward by a range of settled blocks, forward by one block at the head, or back to where the
-//! chain branched off and onto the other branch at once.
+//! Where the cursor goes next: forward by batches of final blocks, forward by a few linked blocks at the head, or back to
+//! where the chain branched off and onto the other branch at once.
+
+use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
-use market::confirmation::Finality;
+use market::confirmation::{Finality, Policy};
 use market::db::chain::{self, Applied, ApplyError, Block, BlockId, Cursor, HEADERS_KEPT, Step};
 use market::db::chain_view::{self, ObserveError};
 use market::db::confirmation;
 use market::db::leader::{Fence, FenceError};
 use market::fold::Contracts;
-use market::source::{RangeSize, Source, SourceError, Stretch};
+use market::source::{Header, Source, SourceError, Stretch};
+use metrics::counter;
 use sqlx::postgres::{PgConnection, PgPool};
 
-/// Blocks this far below the head are read by range, without checking each one's parent; also how far before the contracts'
-/// deployment indexing begins, so that a reorg of the deployment itself can be followed.
+use crate::backfill::Backfilling;
+
+/// How far before the contracts' deployment indexing begins, so that a reorg of the deployment itself can be followed; also
+/// the longest branch that is read at once beyond where the cursor stood.
 pub const SETTLED_DISTANCE: u64 = 64;
+/// Final blocks are read by ranges if there are more than this; fewer are read as those at the head are, with every block's
+/// parent checked.
+pub const NEAR: u64 = 32;
+/// Most blocks of one step at the head.
+const LINKED: u64 = 32;
+/// How often it is asked which block is final, where that costs a request.
+const FINAL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long one step waits for final blocks before whoever takes the steps is heard again.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Follows the chain, one step at a time.
 #[derive(Debug)]
@@ -23,7 +37,16 @@ pub struct Follower {
     source: Source,
     fence: Fence,
     cursor: BlockId,
-    ranges: RangeSize,
+    max_range: u64,
+    /// The latest block that the chain has shown.
+    head: BlockId,
+    /// The latest final block that is known, above or below the cursor.
+    finalized: Option<BlockId>,
+    /// What was taken down last: head and final block.
+    observed: Option<(u64, Option<BlockId>)>,
+    /// When it was asked which block is final, and at which height of the chain.
+    asked: Option<(Instant, u64)>,
+    backfilling: Option<Backfilling>,
     pruned_at: u64,
 }
 
@@ -45,6 +68,8 @@ pub struct Taken {
     pub from: BlockId,
     /// Blocks that were undone, if it was a reorg.
     pub reorg_depth: Option<u64>,
+    /// Whether it is one of many over final blocks.
+    pub is_backfill: bool,
     /// Events applied.
     pub events: usize,
     /// What it did to the rows.
@@ -91,6 +116,17 @@ pub enum FollowError {
         /// Its hash on the chain.
         actual: B256,
     },
+    /// What was final is not on the chain any more.
+    #[error(
+        "the chain branched off at block {ancestor}, below block {} ({}), which was final; nothing was undone. If all \
+         endpoints are on the right chain, index it again into an empty database", .finalized.number, .finalized.hash
+    )]
+    FinalReorged {
+        /// The last block that both branches have.
+        ancestor: u64,
+        /// The latest block that was final.
+        finalized: BlockId,
+    },
     /// The manifest speaks of a block that the chain does not have yet.
     #[error("the chain has no block {0}, where indexing is to begin; is the node still syncing?")]
     NoAnchor(u64),
@@ -116,6 +152,7 @@ impl FollowError {
             Self::Source(_) | Self::NoAnchor(_) => Remedy::Retry,
             Self::WrongDeployment { .. }
             | Self::AnotherChain { .. }
+            | Self::FinalReorged { .. }
             | Self::Observe(ObserveError::Contradicted { .. }) => Remedy::Stop,
             Self::Apply(ApplyError::CursorMoved(_) | ApplyError::Fence(FenceError::Deposed { .. }))
             | Self::Observe(ObserveError::Fence(FenceError::Deposed { .. }) | ObserveError::NoCursor) => {
@@ -158,9 +195,13 @@ pub async fn stored_cursor(pool: &PgPool, contracts: &Contracts) -> Result<Optio
     Ok(Some(cursor))
 }
 
-/// The highest block that will never be taken back, while `head` is the latest one.
-fn settled(head: BlockId) -> u64 {
-    head.number.saturating_sub(HEADERS_KEPT)
+/// What a backfill has to offer.
+enum Settled {
+    Step(Step),
+    /// Nothing yet.
+    Wait,
+    /// It is complete.
+    End,
 }
 
 impl Follower {
@@ -187,9 +228,24 @@ impl Follower {
         };
         let mut tx = pool.begin().await?;
         confirmation::adopt(&mut tx, fence, &source.contracts().confirmation, now).await?;
+        let finalized = match chain_view::standing(&mut tx).await?.and_then(|standing| standing.final_block) {
+            Some(number) => chain::canonical_at_or_below(&mut tx, number).await?,
+            None => None,
+        };
         tx.commit().await?;
-        let ranges = RangeSize::up_to(max_range);
-        Ok(Self { pool, source, fence, cursor, ranges, pruned_at: cursor.number })
+        Ok(Self {
+            pool,
+            source,
+            fence,
+            cursor,
+            max_range,
+            head: cursor,
+            finalized,
+            observed: None,
+            asked: None,
+            backfilling: None,
+            pruned_at: cursor.number,
+        })
     }
 
     /// The last applied block.
@@ -198,81 +254,151 @@ impl Follower {
         self.cursor
     }
 
+    fn policy(&self) -> &Policy {
+        &self.source.contracts().confirmation
+    }
+
     /// Takes one step, if there is one to take.
     pub async fn advance(&mut self, now: DateTime<Utc>) -> Result<Progress, FollowError> {
-        let head = self.source.head().await?;
-        let step = self.next_step(&head).await?;
-        let head = head.id;
-        let Some(step) = step else {
-            if head == self.cursor {
-                let mut tx = self.pool.begin().await?;
-                self.observe(&mut tx, head.number, now).await?;
-                tx.commit().await?;
-            }
-            return Ok(Progress { head: head.number, cursor: self.cursor, step: None });
+        let Some((step, is_backfill)) = self.next_step().await? else {
+            self.observe_again(now).await?;
+            return Ok(Progress { head: self.head.number, cursor: self.cursor, step: None });
         };
         // A step was found, so it has a last block.
         let Some(tip) = step.blocks.last().map(|block| block.id) else { return Err(ApplyError::NoBlocks.into()) };
         let mut tx = self.pool.begin().await?;
         let applied = chain::apply(&mut tx, self.fence, self.source.contracts(), &step, now).await?;
-        self.observe(&mut tx, head.number.max(tip.number), now).await?;
+        self.observe(&mut tx, self.head.number.max(tip.number), now).await?;
         tx.commit().await?;
         self.cursor = tip;
+        if self.head.number < tip.number {
+            self.head = tip;
+        }
+        if let Some(backfilling) = &mut self.backfilling {
+            backfilling.applied(tip.number, step.events.len());
+        }
         self.prune().await?;
         let reorg_depth = step.ancestor.map(|ancestor| step.from.number - ancestor.number);
-        let taken = Taken { from: step.from, reorg_depth, events: step.events.len(), applied };
-        Ok(Progress { head: head.number.max(tip.number), cursor: tip, step: Some(taken) })
+        let taken = Taken { from: step.from, reorg_depth, is_backfill, events: step.events.len(), applied };
+        Ok(Progress { head: self.head.number, cursor: tip, step: Some(taken) })
     }
 
-    /// Takes down what the chain has, now that the cursor is known to be on it.
-    async fn observe(&self, db: &mut PgConnection, head: u64, now: DateTime<Utc>) -> Result<(), FollowError> {
-        let finalized = match self.source.contracts().confirmation.finality() {
-            Finality::Tag => Some(self.source.finalized().await?.id),
-            Finality::Depth(_) => None,
-        };
-        chain_view::observe(db, self.fence, head, finalized, now).await?;
+    /// Takes down what the chain has. The cursor has to be on it, and so has what is final.
+    async fn observe(&mut self, db: &mut PgConnection, head: u64, now: DateTime<Utc>) -> Result<(), FollowError> {
+        chain_view::observe(db, self.fence, head, self.finalized, now).await?;
+        self.observed = Some((head, self.finalized));
         Ok(())
     }
 
-    async fn next_step(&mut self, head: &Block) -> Result<Option<Step>, FollowError> {
-        let from = self.cursor;
-        if head.id == from {
+    /// The same where no step was taken, if something is new.
+    async fn observe_again(&mut self, now: DateTime<Utc>) -> Result<(), FollowError> {
+        let seen = (self.head.number, self.finalized);
+        if self.head == self.cursor && self.observed != Some(seen) {
+            let mut tx = self.pool.begin().await?;
+            self.observe(&mut tx, self.head.number, now).await?;
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// The next step, and whether it is one of a backfill.
+    async fn next_step(&mut self) -> Result<Option<(Step, bool)>, FollowError> {
+        if self.backfilling.is_some() {
+            match self.settled_step().await {
+                // Where the chain branched off is found below.
+                Err(SourceError::Branched(_)) => self.backfilling = None,
+                Err(error) => {
+                    self.backfilling = None;
+                    return Err(error.into());
+                }
+                Ok(Settled::Step(step)) => return Ok(Some((step, true))),
+                Ok(Settled::Wait) => return Ok(None),
+                Ok(Settled::End) => self.backfilling = None,
+            }
+        }
+        let head = self.source.head().await?;
+        self.head = head.block.id;
+        self.look_for_final(&head).await?;
+        if head.block.id == self.cursor {
             return Ok(None);
         }
-        let forward = match head.id.number.saturating_sub(from.number) {
-            0 => None,
-            1..=SETTLED_DISTANCE => self.single_step(head).await?,
-            _ => self.settled_step(head.id).await?,
-        };
-        match forward {
-            Some(step) => Ok(Some(step)),
-            None => self.reorg_step(head.id).await,
+        if let Some(to) = self.finalized.filter(|to| to.number > self.cursor.number + NEAR) {
+            let begun = Backfilling::begin(&self.source, self.cursor, to, self.settled(), self.max_range);
+            self.backfilling = Some(begun);
+            return Box::pin(self.next_step_of_backfill(&head)).await;
+        }
+        Ok(self.step_at_head(head).await?.map(|step| (step, false)))
+    }
+
+    /// The first step of a backfill, or what there is instead if the cursor is not on the chain.
+    async fn next_step_of_backfill(&mut self, head: &Header) -> Result<Option<(Step, bool)>, FollowError> {
+        match self.settled_step().await {
+            Ok(Settled::Step(step)) => Ok(Some((step, true))),
+            Ok(Settled::Wait | Settled::End) => Ok(None),
+            Err(error) => {
+                self.backfilling = None;
+                match error {
+                    SourceError::Branched(_) => Ok(self.reorg_step(head.block.id).await?.map(|step| (step, false))),
+                    error => Err(error.into()),
+                }
+            }
         }
     }
 
-    /// Forward by as many blocks as one query of logs allows; nothing if the cursor is not on the chain any more.
-    async fn settled_step(&mut self, head: BlockId) -> Result<Option<Step>, FollowError> {
-        let from = self.cursor;
-        let to = head.number.saturating_sub(SETTLED_DISTANCE);
-        let Stretch { blocks, events } = self.source.next_range(from.number + 1, to, &mut self.ranges).await?;
-        // Asked last: had the chain branched off below the cursor before the logs were read, this would show it.
-        if self.source.block(from.number).await?.is_none_or(|block| block.id != from) {
-            return Ok(None);
+    /// Forward by a batch of final blocks.
+    async fn settled_step(&mut self) -> Result<Settled, SourceError> {
+        let Some(backfilling) = &mut self.backfilling else { return Ok(Settled::End) };
+        match tokio::time::timeout(LONGEST_WAIT, backfilling.next()).await {
+            Ok(Some(read)) => {
+                let Stretch { blocks, events } = read?;
+                Ok(Settled::Step(Step { from: self.cursor, ancestor: None, blocks, events, settled: self.settled() }))
+            }
+            Ok(None) => Ok(Settled::End),
+            Err(_) => Ok(Settled::Wait),
         }
-        Ok(Some(Step { from, ancestor: None, blocks, events, settled: settled(head) }))
     }
 
-    /// Forward by the next block; nothing if it is not a child of the cursor.
-    async fn single_step(&self, head: &Block) -> Result<Option<Step>, FollowError> {
-        let from = self.cursor;
-        let next = if head.id.number == from.number + 1 {
-            Some(head.clone())
-        } else {
-            self.source.block(from.number + 1).await?
+    /// Forward by a few linked blocks, or onto another branch.
+    async fn step_at_head(&self, head: Header) -> Result<Option<Step>, FollowError> {
+        let (from, head_id) = (self.cursor, head.block.id);
+        let read = match head_id.number.saturating_sub(from.number) {
+            0 => return self.reorg_step(head_id).await,
+            1 => self.source.linked(from, vec![head]).await,
+            _ => self.source.branch(from, head_id.number.min(from.number + LINKED)).await,
         };
-        let Some(next) = next.filter(|next| next.parent_hash == from.hash) else { return Ok(None) };
-        let events = self.source.events_of(&next).await?;
-        Ok(Some(Step { from, ancestor: None, blocks: vec![next], events, settled: settled(head.id) }))
+        match read {
+            Ok(Stretch { blocks, events }) => {
+                Ok(Some(Step { from, ancestor: None, blocks, events, settled: self.settled() }))
+            }
+            Err(SourceError::Branched(at)) if at == from => self.reorg_step(head_id).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The highest block that will never be taken back.
+    fn settled(&self) -> u64 {
+        if self.policy().follows_reorgs_below_final() {
+            return self.head.number.saturating_sub(HEADERS_KEPT);
+        }
+        self.finalized.map_or(0, |finalized| finalized.number)
+    }
+
+    /// Finds out which block is final, if it is time to.
+    async fn look_for_final(&mut self, head: &Header) -> Result<(), FollowError> {
+        let (finality, height) = (self.policy().finality(), head.block.id.number);
+        let is_free = finality == Finality::Depth(0) && self.source.provider_count() == 1;
+        let is_recent = self.asked.is_some_and(|(at, asked)| asked == height || at.elapsed() < FINAL_INTERVAL);
+        if is_recent && !is_free {
+            return Ok(());
+        }
+        let found = self.source.final_block(head, finality).await?;
+        self.asked = Some((Instant::now(), height));
+        // An endpoint that is behind does not make less final.
+        let is_later = |found: &BlockId| self.finalized.is_none_or(|known| known.number < found.number);
+        if let Some(found) = found.filter(|found| self.policy().follows_reorgs_below_final() || is_later(found)) {
+            self.finalized = Some(found);
+        }
+        Ok(())
     }
 
     /// Back to the last block that the chain still has, and onto its branch, which is read whole before anything is undone.
@@ -280,9 +406,27 @@ impl Follower {
     async fn reorg_step(&self, head: BlockId) -> Result<Option<Step>, FollowError> {
         let from = self.cursor;
         let Some(ancestor) = self.ancestor(head.number.min(from.number)).await? else { return Ok(None) };
+        self.check_final(ancestor).await?;
         let to = if head.number > from.number + SETTLED_DISTANCE { from.number } else { head.number };
         let Stretch { blocks, events } = self.source.branch(ancestor, to).await?;
-        Ok(Some(Step { from, ancestor: Some(ancestor), blocks, events, settled: settled(head) }))
+        Ok(Some(Step { from, ancestor: Some(ancestor), blocks, events, settled: self.settled() }))
+    }
+
+    /// An error if blocks above `ancestor` are final. If only some endpoints say that they are gone, it is those that are
+    /// wrong.
+    async fn check_final(&self, ancestor: BlockId) -> Result<(), FollowError> {
+        let Some(finalized) = self.finalized.filter(|finalized| finalized.number > ancestor.number) else {
+            return Ok(());
+        };
+        if self.policy().follows_reorgs_below_final() {
+            return Ok(());
+        }
+        if !self.source.is_gone(finalized).await? {
+            let what = format!("block {} is final and has another hash now", finalized.number);
+            return Err(SourceError::Inconsistent(what).into());
+        }
+        counter!("littoral_indexer_final_reorgs_total").increment(1);
+        Err(FollowError::FinalReorged { ancestor: ancestor.number, finalized })
     }
 
     /// The highest stored block that is on the chain, if any stored block up to `limit` is not.

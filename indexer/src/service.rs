@@ -19,8 +19,10 @@ use market::source::Source;
 use market::{clock, db, rpc};
 use sqlx::postgres::PgPool;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use crate::follower::{FollowError, Follower, Progress, Remedy, is_transient, stored_cursor};
+use crate::head::Hint;
 use crate::status::{self, Status};
 
 /// Pause before a failed attempt is repeated; doubles up to [`LONGEST_PAUSE`].
@@ -43,6 +45,10 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub chain: ChainArgs,
+
+    /// WebSocket endpoint that tells new blocks, so that they are looked at without waiting for the interval
+    #[arg(long, env = "RPC_WS_URL", value_name = "URL", hide_env_values = true)]
+    pub rpc_ws_url: Option<Url>,
 
     /// Milliseconds between two looks at the chain [default: 500, or 50 on chain 31337]
     #[arg(long, env = "POLL_INTERVAL_MS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -83,6 +89,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         redis,
         source,
         status,
+        hint: Hint::listen(args.rpc_ws_url),
         poll_interval,
         deploy_block: deployment.deploy_block,
         max_range: args.max_log_range,
@@ -103,11 +110,11 @@ async fn connect(
     status: &Status,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<Source>> {
-    let provider = rpc::provider(&args.chain.rpc_url);
+    let provider = rpc::failover(&args.chain.rpc_urls);
     let mut pause = Pause::default();
     loop {
         match rpc::verify(&provider, deployment).await {
-            Ok(()) => return Ok(Some(Source::new(vec![provider.clone()], contracts))),
+            Ok(()) => return Ok(Some(Source::named(rpc::providers(&args.chain.rpc_urls), contracts))),
             Err(error @ RpcError::Transport(_)) => {
                 tracing::warn!(%error, "cannot reach the chain yet");
                 status.failing(&error);
@@ -126,6 +133,7 @@ struct Service {
     redis: Client,
     source: Source,
     status: Status,
+    hint: Hint,
     poll_interval: Duration,
     deploy_block: u64,
     max_range: u64,
@@ -204,7 +212,7 @@ impl Service {
                     self.status.progress(&progress);
                     report(&progress);
                     if progress.step.is_none() {
-                        tokio::time::sleep(self.poll_interval).await;
+                        self.hint.wait(self.poll_interval).await;
                     }
                 }
                 Err(error) if error.remedy() == Remedy::Retry => {
@@ -259,7 +267,7 @@ fn report(progress: &Progress) {
         let (undone, from, from_hash) = (step.applied.events_undone, step.from.number, step.from.hash);
         let (to, to_hash) = (cursor.number, cursor.hash);
         tracing::warn!(depth, from, %from_hash, to, %to_hash, undone, events, rows, head, "followed a reorg");
-    } else if events > 0 || blocks > 1 {
+    } else if !step.is_backfill && (events > 0 || blocks > 1) {
         tracing::info!(cursor = cursor.number, hash = %cursor.hash, blocks, events, rows, head, "applied");
     } else {
         tracing::debug!(cursor = cursor.number, hash = %cursor.hash, blocks, events, rows, head, "applied");

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::follower::Progress;
+use crate::{backfill, head};
 
 /// A leader without a successful look at the chain for this long is not healthy.
 const STALE_AFTER: Duration = Duration::from_secs(30);
@@ -140,6 +141,10 @@ pub async fn serve(bind: SocketAddr, status: Status, shutdown: CancellationToken
 }
 
 fn describe() {
+    market::source::describe_metrics();
+    backfill::describe_metrics();
+    head::describe_metrics();
+    describe_counter!("littoral_indexer_final_reorgs_total", "reorgs below what was final, which stop the indexer");
     describe_gauge!("littoral_indexer_leader", "1 if this process leads");
     describe_gauge!("littoral_indexer_head_block", "latest block of the chain");
     describe_gauge!("littoral_indexer_cursor_block", "last applied block");

@@ -1,92 +1,18 @@
-//! Endpoints that fail, refuse, lag and contradict themselves.
+//! Endpoints that fail, refuse, lag, leave out and contradict themselves and each other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
-use alloy::providers::{DynProvider, Provider};
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::{Json, Router, routing::post};
-use littoral_indexer::follower::{FollowError, Remedy, SETTLED_DISTANCE};
-use market::rpc;
+use alloy::providers::Provider;
+use littoral_indexer::follower::{FollowError, NEAR, Remedy, SETTLED_DISTANCE};
 use market::source::SourceError;
-use serde_json::{Value, json};
+use support::endpoint::{Endpoint, Faults};
 use support::{Chain, ETHER, Index, NODE, REQUESTER, spec};
 
-/// An endpoint in front of a chain's own, with faults that can be set.
-struct Endpoint {
-    chain: DynProvider,
-    /// The most blocks that a query of logs may span.
-    log_range: AtomicU64,
-    /// Every how many-th request fails; zero for none.
-    fail_every: AtomicU64,
-    /// How many blocks the latest block is behind.
-    behind: AtomicU64,
-    /// Block whose logs are given for every block asked for by hash; zero for none.
-    logs_of: AtomicU64,
-    requests: AtomicU64,
-    refused: AtomicU64,
-}
-
-impl Endpoint {
-    async fn before(chain: &mut Chain) -> Arc<Self> {
-        let endpoint = Arc::new(Self {
-            chain: chain.provider.clone(),
-            log_range: AtomicU64::new(u64::MAX),
-            fail_every: AtomicU64::new(0),
-            behind: AtomicU64::new(0),
-            logs_of: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let app = Router::new().route("/", post(answer)).with_state(endpoint.clone());
-        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        chain.read_through(rpc::provider(&url));
-        endpoint
-    }
-
-    async fn latest(&self) -> u64 {
-        self.chain.get_block_number().await.unwrap().saturating_sub(self.behind.load(SeqCst))
-    }
-}
-
-async fn answer(State(endpoint): State<Arc<Endpoint>>, Json(request): Json<Value>) -> Response {
-    let number = endpoint.requests.fetch_add(1, SeqCst) + 1;
-    let every = endpoint.fail_every.load(SeqCst);
-    if every > 0 && number % every == 0 {
-        return (StatusCode::BAD_GATEWAY, "upstream is gone").into_response();
-    }
-    let method = request["method"].as_str().unwrap().to_owned();
-    let mut params = request["params"].clone();
-    if method == "eth_getBlockByNumber" && params[0] == "latest" {
-        params[0] = json!(format!("{:#x}", endpoint.latest().await));
-    }
-    if method == "eth_getLogs" {
-        let at = |key: &str| u64::from_str_radix(params[0][key].as_str()?.trim_start_matches("0x"), 16).ok();
-        if let (Some(from), Some(to)) = (at("fromBlock"), at("toBlock")) {
-            if to - from + 1 > endpoint.log_range.load(SeqCst) {
-                endpoint.refused.fetch_add(1, SeqCst);
-                let error = json!({ "code": -32005, "message": "query exceeds the range allowed" });
-                return Json(json!({ "jsonrpc": "2.0", "id": request["id"], "error": error })).into_response();
-            }
-        } else if endpoint.logs_of.load(SeqCst) > 0 {
-            let block = json!(format!("{:#x}", endpoint.logs_of.load(SeqCst)));
-            params[0]["fromBlock"] = block.clone();
-            params[0]["toBlock"] = block;
-            params[0].as_object_mut().unwrap().remove("blockHash");
-        }
-    }
-    let result: Value = endpoint.chain.raw_request(method.into(), params).await.unwrap();
-    Json(json!({ "jsonrpc": "2.0", "id": request["id"], "result": result })).into_response()
-}
-
+/// Some hundred blocks, a few of them with events, and none but final ones at the end.
 async fn busy_chain() -> Chain {
     let chain = Chain::start().await;
     chain.register(NODE, ETHER).await;
@@ -102,19 +28,37 @@ async fn busy_chain() -> Chain {
     chain
 }
 
+async fn head(chain: &Chain) -> u64 {
+    chain.provider.get_block_number().await.unwrap()
+}
+
 #[tokio::test]
 async fn where_long_ranges_are_refused_shorter_ones_are_asked_for() {
     let mut chain = busy_chain().await;
     let endpoint = Endpoint::before(&mut chain).await;
     for limit in [1, 10] {
-        endpoint.log_range.store(limit, SeqCst);
-        let before = endpoint.refused.load(SeqCst);
+        endpoint.set(Faults { log_range: limit, ..Faults::default() });
+        let before = endpoint.seen();
         let mut index = Index::of(&chain).await;
-        let steps = index.catch_up().await;
-        assert!(steps.iter().all(|step| step.cursor.number - step.step.unwrap().from.number <= limit));
-        let (refused, steps) = (endpoint.refused.load(SeqCst) - before, u64::try_from(steps.len()).unwrap());
-        assert!(refused > 0 && refused < steps, "{refused} refusals in {steps} steps");
-        endpoint.log_range.store(u64::MAX, SeqCst);
+        index.catch_up().await;
+        let seen = endpoint.seen();
+        let (refused, answered) = (seen.refused - before.refused, seen.logs - before.logs);
+        assert!(refused > 0 && refused * 2 < answered, "{refused} refusals of {answered} queries");
+        endpoint.set(Faults::default());
+        index.assert_equals_a_fresh_index(&chain).await;
+    }
+}
+
+#[tokio::test]
+async fn where_there_are_too_many_logs_the_range_that_is_suggested_is_asked_for() {
+    let mut chain = busy_chain().await;
+    let endpoint = Endpoint::before(&mut chain).await;
+    for suggests in [true, false] {
+        endpoint.set(Faults { log_count: 3, suggests, ..Faults::default() });
+        let mut index = Index::of(&chain).await;
+        index.catch_up().await;
+        assert!(endpoint.seen().refused > 0);
+        endpoint.set(Faults::default());
         index.assert_equals_a_fresh_index(&chain).await;
     }
 }
@@ -124,13 +68,38 @@ async fn an_endpoint_that_fails_now_and_then_is_asked_again() {
     let mut chain = busy_chain().await;
     let endpoint = Endpoint::before(&mut chain).await;
     let mut index = Index::with_range(&chain, 20).await;
-    endpoint.fail_every.store(1, SeqCst);
+    endpoint.set(Faults { fail_every: 1, ..Faults::default() });
     let error = index.advance().await.unwrap_err();
     assert_eq!(error.remedy(), Remedy::Retry, "{error}");
     assert!(error.to_string().contains("502"), "{error}");
-    endpoint.fail_every.store(3, SeqCst);
+    endpoint.set(Faults { fail_every: 3, ..Faults::default() });
     index.catch_up().await;
-    endpoint.fail_every.store(0, SeqCst);
+    endpoint.set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_asked_too_often_is_given_the_time_it_wants() {
+    let mut chain = busy_chain().await;
+    let endpoint = Endpoint::before(&mut chain).await;
+    let mut index = Index::of(&chain).await;
+    endpoint.set(Faults { busy: 2, ..Faults::default() });
+    let begun = Instant::now();
+    index.catch_up().await;
+    assert!(begun.elapsed() >= Duration::from_secs(2), "it said twice to come back after a second");
+    assert_eq!(endpoint.seen().busy, 2, "and was not asked before");
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_without_batches_is_asked_one_by_one() {
+    let mut chain = busy_chain().await;
+    let endpoint = Endpoint::before(&mut chain).await;
+    endpoint.set(Faults { no_batches: true, ..Faults::default() });
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    assert!(endpoint.seen().headers > 10);
+    endpoint.set(Faults::default());
     index.assert_equals_a_fresh_index(&chain).await;
 }
 
@@ -142,7 +111,7 @@ async fn an_endpoint_that_falls_behind_changes_nothing() {
     index.catch_up().await;
     let before = index.state().await;
     for behind in [1, 5, SETTLED_DISTANCE + 10] {
-        endpoint.behind.store(behind, SeqCst);
+        endpoint.set(Faults { behind, ..Faults::default() });
         assert_eq!(index.advance().await.unwrap().step, None);
     }
     assert_eq!(index.state().await, before);
@@ -154,14 +123,127 @@ async fn logs_of_another_block_than_was_asked_for_are_refused() {
     let endpoint = Endpoint::before(&mut chain).await;
     let mut index = Index::of(&chain).await;
     index.catch_up().await;
-    let foreign = chain.provider.get_block_number().await.unwrap() - SETTLED_DISTANCE;
-    endpoint.logs_of.store(foreign, SeqCst);
+    endpoint.set(Faults { logs_of: head(&chain).await - SETTLED_DISTANCE, ..Faults::default() });
     chain.mine(1).await;
     let before = index.state().await;
     let error = index.advance().await.unwrap_err();
     assert!(matches!(error, FollowError::Source(SourceError::Inconsistent(_))), "{error}");
     assert_eq!(error.remedy(), Remedy::Retry);
     assert_eq!(index.state().await, before);
-    endpoint.logs_of.store(0, SeqCst);
+    endpoint.set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn a_blocks_missing_logs_are_asked_for_again() {
+    let mut chain = busy_chain().await;
+    let endpoint = Endpoint::before(&mut chain).await;
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    for answers in [1, 2] {
+        chain.deposit(REQUESTER, 7).await;
+        endpoint.set(Faults { no_logs: Some(answers), ..Faults::default() });
+        let progress = index.advance().await.unwrap();
+        assert_eq!(progress.step.unwrap().events, 1, "with {answers} empty answers");
+    }
+    endpoint.set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn of_two_endpoints_one_that_leaves_logs_out_does_no_harm() {
+    let mut chain = busy_chain().await;
+    let [first, second] = Endpoint::two_before(&mut chain).await;
+    for faults in
+        [Faults { no_logs: Some(u64::MAX), ..Faults::default() }, Faults { loses_last: true, ..Faults::default() }]
+    {
+        first.set(Faults::default());
+        let mut index = Index::of(&chain).await;
+        index.catch_up().await;
+        first.set(faults);
+        let spec = spec("left out");
+        let order = chain.order(1000 + head(&chain).await, &spec).await;
+        chain.open(&order, &spec).await;
+        chain.submit(vec![chain.result(&order, 1)]).await;
+        index.catch_up().await;
+        let asked = first.seen().logs;
+        chain.deposit(REQUESTER, 1).await;
+        index.catch_up().await;
+        assert_eq!(first.seen().logs, asked, "it is not asked any more");
+        first.set(Faults::default());
+        index.assert_equals_a_fresh_index(&chain).await;
+    }
+    assert!(second.seen().logs > 0);
+}
+
+#[tokio::test]
+async fn of_two_endpoints_one_that_knows_no_old_logs_does_no_harm() {
+    let mut chain = busy_chain().await;
+    let [first, _] = Endpoint::two_before(&mut chain).await;
+    first.set(Faults { no_logs: Some(u64::MAX), ..Faults::default() });
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    first.set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_off_is_not_taken_for_a_whole_one() {
+    let mut chain = Chain::start().await;
+    chain.register(NODE, ETHER).await;
+    chain.deposit(REQUESTER, 100_000).await;
+    // Each item but the first is skipped, with an event that says so.
+    for nonce in 0..5 {
+        let spec = spec(&nonce.to_string());
+        let order = chain.order(nonce, &spec).await;
+        chain.open(&order, &spec).await;
+        chain.submit(vec![chain.result(&order, 1); 260]).await;
+    }
+    chain.mine(NEAR + 1).await;
+    let endpoint = Endpoint::before(&mut chain).await;
+    endpoint.set(Faults { cuts_off: 1000, ..Faults::default() });
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    endpoint.set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn of_two_endpoints_either_may_be_down_or_behind() {
+    let mut chain = busy_chain().await;
+    let endpoints = Endpoint::two_before(&mut chain).await;
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    for down in [0, 1] {
+        endpoints[down].set(Faults { fail_every: 1, ..Faults::default() });
+        chain.deposit(REQUESTER, 5).await;
+        index.catch_up().await;
+        assert_eq!(index.follower.cursor().number, head(&chain).await);
+        endpoints[down].set(Faults::default());
+    }
+    endpoints[0].set(Faults { busy: u64::MAX, ..Faults::default() });
+    chain.deposit(REQUESTER, 5).await;
+    let begun = Instant::now();
+    index.catch_up().await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "nobody waits for an endpoint that wants to rest");
+    assert_eq!(index.follower.cursor().number, head(&chain).await);
+    endpoints[0].set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn where_two_endpoints_disagree_about_settled_blocks_none_is_taken_for_final() {
+    let mut chain = busy_chain().await;
+    let endpoints = Endpoint::two_before(&mut chain).await;
+    let mut index = Index::of(&chain).await;
+    let from = index.follower.cursor().number;
+    endpoints[1].set(Faults { forked_at: 1, ..Faults::default() });
+    for _ in 0..3 {
+        // It goes on with linked blocks of the endpoint that is preferred.
+        let Ok(progress) = index.advance().await else { continue };
+        assert!(progress.step.is_none_or(|step| !step.is_backfill), "{progress:?}");
+    }
+    assert!(index.follower.cursor().number > from);
+    endpoints[1].set(Faults::default());
     index.assert_equals_a_fresh_index(&chain).await;
 }

@@ -28,9 +28,16 @@ pub struct StoreArgs {
 /// Which chain, and where its contracts are.
 #[derive(Args, Clone)]
 pub struct ChainArgs {
-    /// JSON-RPC endpoint of the chain
-    #[arg(long, env = "RPC_URL", hide_env_values = true)]
-    pub rpc_url: Url,
+    /// JSON-RPC endpoints of the chain, the preferred one first, separated by commas
+    #[arg(
+        long = "rpc-url",
+        env = "RPC_URL",
+        value_name = "URL",
+        value_delimiter = ',',
+        required = true,
+        hide_env_values = true
+    )]
+    pub rpc_urls: Vec<Url>,
 
     /// Deployments manifest, as scripts/deploy writes it
     #[arg(long, env = "LITTORAL_DEPLOYMENT", value_name = "FILE")]

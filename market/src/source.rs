@@ -1,34 +1,57 @@
-//! Reading the chain. Whatever a node returns is checked against what was asked for, since endpoints are often several
-//! nodes that do not agree.
+//! Reading the chain. Whatever an endpoint returns is checked against what was asked for and against what others say, since
+//! endpoints fail, lag, leave out and are often several nodes that do not agree.
+//!
+//! Everything hangs on hashes: headers follow one another by their parents' hashes, logs name the hash of their block, and
+//! ranges of numbers are read only below a block whose hash is the same before and after.
 
-use std::collections::BTreeMap;
+mod backfill;
+mod finality;
+mod headers;
+mod logs;
+mod promise;
+mod providers;
+mod ranges;
+mod refusal;
+mod wire;
+
+use std::fmt;
 use std::future::Future;
-use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use alloy::eips::BlockNumberOrTag;
-use alloy::providers::{DynProvider, Provider};
-use alloy::rpc::types::{Filter, Log};
+use alloy::providers::DynProvider;
 use alloy::transports::{TransportError, TransportResult};
-use futures::{StreamExt, TryStreamExt, stream};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-use crate::db::chain::{Block, BlockId};
-use crate::fold::{ChainEvent, Contracts, DecodeError, RawLog, time_of};
+use crate::db::chain::Block;
+use crate::fold::{ChainEvent, Contracts, DecodeError};
 
-/// An endpoint that takes longer for one answer counts as failing.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// How often one request is made before its failure is that of the step.
-const ATTEMPTS: u32 = 3;
-/// Before a request is made again; longer before the third.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Requests under way at once.
-const CONCURRENCY: usize = 8;
+pub use backfill::Backfill;
+pub use logs::Section;
+pub use ranges::RangeSize;
+pub use refusal::Allowed;
+pub use wire::Header;
+
+use promise::Promises;
+use providers::{Providers, Who};
 
 /// The chain, as its endpoints show it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Source {
-    providers: Vec<DynProvider>,
+    providers: Arc<Providers>,
     contracts: Contracts,
+    promises: Arc<Promises>,
+    /// Whether endpoints take JSON-RPC batches.
+    batches: Arc<AtomicBool>,
+    /// When the endpoints that are not preferred were last asked for their latest block.
+    looked_at: Arc<Mutex<Option<Instant>>>,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("providers", &self.providers).finish_non_exhaustive()
+    }
 }
 
 /// A stretch of the chain.
@@ -43,49 +66,120 @@ pub struct Stretch {
 /// Why the chain could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The endpoint does not answer, or with an error.
-    #[error("{what}: {error}")]
+    /// An endpoint cannot be reached, or what it sends is no answer.
+    #[error("{what} of {provider}: {error}")]
     Rpc {
         /// What was asked.
         what: &'static str,
-        /// The transport's or the endpoint's word.
+        /// Who was asked.
+        provider: String,
+        /// The transport's word.
+        error: TransportError,
+    },
+    /// An endpoint answers with an error.
+    #[error("{what} of {provider}: {error}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// Who was asked.
+        provider: String,
+        /// The endpoint's word.
+        error: TransportError,
+    },
+    /// An endpoint wants less to be asked for at once.
+    #[error("{what} of {provider} is too much at once: {error}")]
+    TooMuch {
+        /// What was asked.
+        what: &'static str,
+        /// Who was asked.
+        provider: String,
+        /// What would be answered.
+        allowed: Allowed,
+        /// The endpoint's word.
+        error: TransportError,
+    },
+    /// An endpoint seems to have given a part of what was asked for without saying so.
+    #[error("the {logs} logs that {provider} gives are not all")]
+    CutOff {
+        /// Who was asked.
+        provider: String,
+        /// How many it gave.
+        logs: usize,
+        /// What it does give.
+        allowed: Allowed,
+    },
+    /// All endpoints are asked too much.
+    #[error("{what} of {provider}: asked too often: {error}")]
+    Busy {
+        /// What was asked.
+        what: &'static str,
+        /// Who was asked.
+        provider: String,
+        /// When to ask again, if the endpoint says.
+        retry_after: Option<Duration>,
+        /// The endpoint's word.
         error: TransportError,
     },
     /// No answer in time.
-    #[error("{0}: no answer within {secs} s", secs = TIMEOUT.as_secs())]
-    Timeout(&'static str),
-    /// The answers do not fit together: the chain is being reorganised, or the endpoint is several nodes.
-    #[error("the endpoint contradicts itself: {0}")]
+    #[error("{what} of {provider}: no answer in time")]
+    Timeout {
+        /// What was asked.
+        what: &'static str,
+        /// Who was asked.
+        provider: String,
+    },
+    /// The answers do not fit together: the chain is being reorganised, or an endpoint is several nodes, or wrong.
+    #[error("the endpoints contradict themselves or each other: {0}")]
     Inconsistent(String),
+    /// While settled blocks were read, the chain branched off below them.
+    #[error("block {} ({}) is no longer on the chain", .0.number, .0.hash)]
+    Branched(crate::db::chain::BlockId),
     /// A log of our contracts is not understood. Nothing to retry.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-}
-
-impl SourceError {
-    /// Whether the endpoint refused, rather than failed, so that asking for less may help.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Rpc { error, .. } if error.is_error_resp())
-    }
+    /// A task that reads ended early.
+    #[error("reading ended early: {0}")]
+    Reader(String),
 }
 
 impl Source {
-    /// Reads the logs of `contracts` through `providers`, the preferred one first.
+    /// Reads the logs of `contracts` through `providers`, the preferred one first, which logs and metrics number from 0.
     ///
     /// # Panics
     ///
     /// If there is no provider.
     #[must_use]
     pub fn new(providers: Vec<DynProvider>, contracts: Contracts) -> Self {
-        assert!(!providers.is_empty(), "a chain is read through at least one provider");
-        Self { providers, contracts }
+        Self::named(providers.into_iter().enumerate().map(|(i, one)| (i.to_string(), one)).collect(), contracts)
     }
 
-    /// The preferred endpoint.
+    /// As [`Self::new`], with names for logs and metrics.
+    ///
+    /// # Panics
+    ///
+    /// If there is no provider.
+    #[must_use]
+    pub fn named(providers: Vec<(String, DynProvider)>, contracts: Contracts) -> Self {
+        assert!(!providers.is_empty(), "a chain is read through at least one provider");
+        Self {
+            providers: Arc::new(Providers::new(providers)),
+            promises: Arc::new(Promises::of(&contracts)),
+            contracts,
+            batches: Arc::new(AtomicBool::new(true)),
+            looked_at: Arc::default(),
+        }
+    }
+
+    /// The endpoint that is best at present.
     #[must_use]
     pub fn provider(&self) -> &DynProvider {
-        &self.providers[0]
+        self.providers.provider(self.providers.ranking().first().copied().unwrap_or_default())
+    }
+
+    /// How many endpoints there are.
+    #[must_use]
+    pub fn provider_count(&self) -> usize {
+        self.providers.len()
     }
 
     /// The contracts.
@@ -94,189 +188,41 @@ impl Source {
         &self.contracts
     }
 
-    /// The latest block.
-    pub async fn head(&self) -> Result<Block, SourceError> {
-        let head = self.header(BlockNumberOrTag::Latest).await?;
-        head.ok_or_else(|| SourceError::Inconsistent("there is no latest block".to_owned()))
-    }
-
-    /// The latest block that the chain will never take back.
-    pub async fn finalized(&self) -> Result<Block, SourceError> {
-        let block = self.header(BlockNumberOrTag::Finalized).await?;
-        block.ok_or_else(|| SourceError::Inconsistent("there is no finalized block".to_owned()))
-    }
-
-    /// The block with this number, if the chain is that long.
-    pub async fn block(&self, number: u64) -> Result<Option<Block>, SourceError> {
-        match self.header(BlockNumberOrTag::Number(number)).await? {
-            Some(block) if block.id.number != number => {
-                Err(SourceError::Inconsistent(format!("block {} instead of block {number}", block.id.number)))
-            }
-            other => Ok(other),
-        }
-    }
-
-    /// The events of the blocks after `parent` up to number `to`, each block the child of the one before, and all of them.
-    pub async fn branch(&self, parent: BlockId, to: u64) -> Result<Stretch, SourceError> {
-        let blocks: Vec<Block> = stream::iter(parent.number + 1..=to)
-            .map(|number| self.existing_block(number))
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await?;
-        let mut last = parent;
-        for block in &blocks {
-            if block.parent_hash != last.hash {
-                return Err(SourceError::Inconsistent(format!(
-                    "block {} ({}) is not a child of {}",
-                    block.id.number, block.id.hash, last.hash
-                )));
-            }
-            last = block.id;
-        }
-        let events: Vec<Vec<ChainEvent>> =
-            stream::iter(&blocks).map(|block| self.events_of(block)).buffered(CONCURRENCY).try_collect().await?;
-        Ok(Stretch { blocks, events: events.concat() })
-    }
-
-    /// The events of blocks so far below the head that they are not expected to change, by ranges of numbers.
-    pub async fn range(&self, numbers: RangeInclusive<u64>) -> Result<Stretch, SourceError> {
-        // The hash of the last block commits to all before it. If it is the same before and after, the logs in between are
-        // of one chain.
-        let tip = self.existing_block(*numbers.end()).await?;
-        let filter = self.filter().from_block(*numbers.start()).to_block(*numbers.end());
-        let logs = ask("eth_getLogs", || self.provider().get_logs(&filter)).await?;
-        let mut wanted: Vec<u64> = logs.iter().filter_map(|log| log.block_number).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let mut blocks: BTreeMap<u64, Block> = stream::iter(wanted)
-            .map(|number| async move { Ok::<_, SourceError>((number, self.existing_block(number).await?)) })
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await?;
-        if self.existing_block(*numbers.end()).await?.id != tip.id {
-            return Err(SourceError::Inconsistent(format!("block {} was replaced meanwhile", tip.id.number)));
-        }
-        let mut events = logs.iter().map(|log| self.event(log, &blocks)).collect::<Result<Vec<_>, _>>()?;
-        events.sort_by_key(|event| (event.log.block_number, event.log.log_index));
-        blocks.insert(tip.id.number, tip);
-        if blocks.keys().any(|number| !numbers.contains(number)) {
-            return Err(SourceError::Inconsistent("logs from outside the range that was asked for".to_owned()));
-        }
-        Ok(Stretch { blocks: blocks.into_values().collect(), events })
-    }
-
-    /// As [`Self::range`], from block `from` on and up to `to`, or less far where the endpoint refuses as much at once.
-    pub async fn next_range(&self, from: u64, to: u64, size: &mut RangeSize) -> Result<Stretch, SourceError> {
-        loop {
-            let to = to.min(from.saturating_add(size.now - 1));
-            match self.range(from..=to).await {
-                Ok(stretch) => {
-                    size.grow();
-                    return Ok(stretch);
-                }
-                Err(error) if error.is_refusal() && size.shrink() => {
-                    tracing::debug!(%error, range = size.now, "asking for fewer blocks at once");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// The events of one block.
-    pub async fn events_of(&self, block: &Block) -> Result<Vec<ChainEvent>, SourceError> {
-        let filter = self.filter().at_block_hash(block.id.hash);
-        let logs = ask("eth_getLogs", || self.provider().get_logs(&filter)).await?;
-        let blocks = BTreeMap::from([(block.id.number, block.clone())]);
-        let mut events = logs.iter().map(|log| self.event(log, &blocks)).collect::<Result<Vec<_>, _>>()?;
-        events.sort_by_key(|event| event.log.log_index);
-        Ok(events)
-    }
-
-    fn filter(&self) -> Filter {
-        Filter::new().address(vec![self.contracts.escrow, self.contracts.registry])
-    }
-
-    async fn existing_block(&self, number: u64) -> Result<Block, SourceError> {
-        let block = self.block(number).await?;
-        block.ok_or_else(|| SourceError::Inconsistent(format!("block {number} is gone")))
-    }
-
-    async fn header(&self, at: BlockNumberOrTag) -> Result<Option<Block>, SourceError> {
-        let block = ask("eth_getBlockByNumber", || async { self.provider().get_block_by_number(at).await }).await?;
-        Ok(block.map(|block| Block {
-            id: BlockId { number: block.header.number, hash: block.header.hash },
-            parent_hash: block.header.parent_hash,
-            mined_at: time_of(block.header.timestamp),
-        }))
-    }
-
-    /// Reads a log of one of `blocks`.
-    fn event(&self, log: &Log, blocks: &BTreeMap<u64, Block>) -> Result<ChainEvent, SourceError> {
-        let strange = |what: &str| SourceError::Inconsistent(format!("{what}: {log:?}"));
-        let (Some(number), Some(hash), Some(tx_hash), Some(log_index), false) =
-            (log.block_number, log.block_hash, log.transaction_hash, log.log_index, log.removed)
-        else {
-            return Err(strange("a log that is not of a mined block"));
-        };
-        let block = blocks.get(&number).filter(|block| block.id.hash == hash);
-        let block = block.ok_or_else(|| strange("a log of another block than was asked for"))?;
-        let raw = RawLog {
-            block_number: number,
-            block_hash: hash,
-            mined_at: block.mined_at,
-            tx_hash,
-            log_index,
-            contract: log.address(),
-            topics: log.topics().to_vec(),
-            data: log.data().data.clone(),
-        };
-        Ok(ChainEvent::decode(raw, &self.contracts)?)
+    /// `who` gave an answer that cannot be true.
+    fn wrong(&self, who: Who, what: String) -> SourceError {
+        self.providers.lied(who, &what);
+        SourceError::Inconsistent(what)
     }
 }
 
-/// How many blocks one query of logs spans: half as many when the endpoint refuses, slowly more when it does not.
-#[derive(Debug, Clone, Copy)]
-pub struct RangeSize {
-    now: u64,
-    max: u64,
+/// Tells Prometheus what the metrics of reading mean; values of `provider` are as in [`Source::named`].
+pub fn describe_metrics() {
+    describe_counter!("littoral_rpc_requests_total", "requests to an endpoint, by provider, method and outcome");
+    describe_histogram!("littoral_rpc_seconds", Unit::Seconds, "time until an endpoint answered");
+    describe_gauge!("littoral_rpc_head_block", "the latest block that an endpoint has shown");
+    describe_counter!(
+        "littoral_rpc_wrong_answers_total",
+        "answers of an endpoint that contradict others or cannot be true"
+    );
+    describe_counter!(
+        "littoral_rpc_disagreements_total",
+        "times that endpoints had different blocks where one is final"
+    );
+    describe_counter!(
+        "littoral_rpc_broken_promises_total",
+        "answers without logs that the block's bloom filter promises"
+    );
 }
 
-impl RangeSize {
-    /// As long as `max` blocks, which must not be zero.
-    #[must_use]
-    pub fn up_to(max: u64) -> Self {
-        Self { now: max, max }
-    }
-
-    /// False if it cannot be less.
-    fn shrink(&mut self) -> bool {
-        let before = self.now;
-        self.now = (self.now / 2).max(1);
-        self.now < before
-    }
-
-    fn grow(&mut self) {
-        self.now = self.now.saturating_add(self.now / 8 + 1).min(self.max);
-    }
+/// Does what would keep other tasks waiting.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SourceError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| SourceError::Reader(error.to_string()))
 }
 
-/// Asks up to three times. What the endpoint itself refuses is not asked again.
+/// Asks one endpoint up to three times. What it refuses is not asked again.
 pub async fn ask<T, A>(what: &'static str, request: impl Fn() -> A) -> Result<T, SourceError>
 where
     A: Future<Output = TransportResult<T>>,
 {
-    let mut attempt = 1;
-    loop {
-        let error = match tokio::time::timeout(TIMEOUT, request()).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => SourceError::Rpc { what, error },
-            Err(_) => SourceError::Timeout(what),
-        };
-        if attempt == ATTEMPTS || error.is_refusal() {
-            return Err(error);
-        }
-        tracing::debug!(%error, attempt, "asking again");
-        tokio::time::sleep(RETRY_PAUSE * attempt).await;
-        attempt += 1;
-    }
+    providers::ask(what, request).await
 }

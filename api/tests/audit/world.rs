@@ -47,7 +47,7 @@ impl Books {
     pub async fn index(&self) {
         let mut tx = self.pool.begin().await.unwrap();
         let from = chain::cursor(&mut tx).await.unwrap().unwrap().block;
-        let head = self.source.head().await.unwrap().id.number;
+        let head = self.source.head().await.unwrap().block.id.number;
         let mut size = RangeSize::up_to(u64::MAX);
         let stretch = self.source.next_range(from.number + 1, head, &mut size).await.unwrap();
         let step = Step { from, ancestor: None, blocks: stretch.blocks, events: stretch.events, settled: 0 };

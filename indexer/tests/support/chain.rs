@@ -33,7 +33,7 @@ pub struct Chain {
     pub manifest: devnet::Deployment,
     pub deployment: Deployment,
     /// What indexes read through.
-    reader: DynProvider,
+    readers: Vec<DynProvider>,
     _dir: tempfile::TempDir,
 }
 
@@ -51,12 +51,12 @@ impl Chain {
             .unwrap();
         let deployment = Deployment::read(&path).unwrap();
         let provider = rpc::provider(&anvil.rpc_url().parse().unwrap());
-        Self { anvil, reader: provider.clone(), provider, manifest, deployment, _dir: dir }
+        Self { anvil, readers: vec![provider.clone()], provider, manifest, deployment, _dir: dir }
     }
 
-    /// Has indexes read through `reader`.
-    pub fn read_through(&mut self, reader: DynProvider) {
-        self.reader = reader;
+    /// Has indexes read through `readers`, the first of which is preferred.
+    pub fn read_through(&mut self, readers: Vec<DynProvider>) {
+        self.readers = readers;
     }
 
     pub fn escrow(&self) -> IJobEscrow::IJobEscrowInstance<DynProvider> {
@@ -68,7 +68,7 @@ impl Chain {
     }
 
     pub fn source(&self) -> Source {
-        Source::new(vec![self.reader.clone()], Contracts::from(&self.deployment))
+        Source::new(self.readers.clone(), Contracts::from(&self.deployment))
     }
 
     /// Sends a call as one of the accounts that Anvil signs for, and sees it mined and successful.

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod chain;
+pub mod endpoint;
 pub mod everything;
 
 use std::time::Duration;
