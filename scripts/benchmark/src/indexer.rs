@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use chain::{Chain, Density};
 use head::Head;
-use ours::Indexed;
+use ours::{Cpu, Indexed};
 use ponder::Cap;
 use truth::Truth;
 
@@ -95,6 +95,8 @@ struct Backfill {
     ratio_to_ponder: Option<f64>,
     ponder_stock_events_per_s: Option<f64>,
     ponder_uncapped_events_per_s: Option<f64>,
+    /// Processor seconds of one run of ours.
+    ours_cpu_s: Cpu,
     peak_rss_mb: u64,
     rows_checked: usize,
 }
@@ -106,7 +108,7 @@ impl Indexer {
         let dir = self.logs.clone().unwrap_or_else(|| scratch.path().to_owned());
         let mut figures = Figures::default();
         if self.wants(Part::Dense) {
-            let stage = Stage::fill(&self, dir.join("dense"), Density::Dense).await?;
+            let mut stage = Stage::fill(&self, dir.join("dense"), Density::Dense).await?;
             figures.dense = Some(stage.measure(&self).await?.0);
         }
         let wants_head = self.wants(Part::Head) && !self.skip.contains(&Skip::Head);
@@ -162,7 +164,7 @@ impl Stage {
     }
 
     /// Figures, and the indexer of the last turn, which goes on.
-    async fn measure(&self, options: &Indexer) -> anyhow::Result<(Backfill, Indexed)> {
+    async fn measure(&mut self, options: &Indexer) -> anyhow::Result<(Backfill, Indexed)> {
         let way = self.fastest_way(options).await?;
         let (mut ceilings, mut ours) = (Vec::new(), Vec::new());
         let mut peak_rss_mb = 0;
@@ -191,6 +193,7 @@ impl Stage {
             ratio_to_ponder: ponder.map(|ponder| rounded(ours / ponder)),
             ponder_stock_events_per_s: stock.map(f64::round),
             ponder_uncapped_events_per_s: uncapped.map(f64::round),
+            ours_cpu_s: indexed.cpu,
             peak_rss_mb: indexed.peak_rss_mb.max(peak_rss_mb),
             rows_checked,
         };
@@ -214,11 +217,12 @@ impl Stage {
         Ok(Some(seconds))
     }
 
-    async fn index(&self, options: &Indexer, turn: u32) -> anyhow::Result<Indexed> {
+    async fn index(&mut self, options: &Indexer, turn: u32) -> anyhow::Result<Indexed> {
         let name = format!("ours_{turn}");
-        let indexed = ours::index(&self.chain, self.head, &self.postgres, &self.dir, &name).await?;
+        let indexed = ours::index(&self.chain, self.head, &mut self.postgres, &self.dir, &name).await?;
         let (seconds, projected, rss) = (indexed.seconds, indexed.projected_seconds, indexed.peak_rss_mb);
         options.say(&format!("{}: indexed in {seconds:.2} s, in Redis after {projected:.2} s, {rss} MiB", self.name));
+        options.say(&format!("{}: {:?}", self.name, indexed.cpu));
         Ok(indexed)
     }
 

@@ -61,6 +61,8 @@ pub struct Chain {
     /// Goes last: everything else asks it.
     _anvil: Anvil,
     pub rpc: Rpc,
+    /// Of the node's process.
+    pub pid: u32,
     pub rpc_url: String,
     pub deployment: Deployment,
     traffic: Address,
@@ -80,7 +82,8 @@ impl Chain {
             args: args.map(str::to_owned).to_vec(),
             ..AnvilOptions::default()
         };
-        let anvil = Anvil::start(options).await?;
+        let mut anvil = Anvil::start(options).await?;
+        let pid = anvil.process().pid();
         let params = DeployParams { thaw_period_secs: 1, ..DeployParams::default() };
         let url = anvil.rpc_url().to_owned();
         let deployment = Deployment::deploy_fast(&url, DEV_KEYS[0], &dir.join("manifest.json"), params).await?;
@@ -88,6 +91,7 @@ impl Chain {
         let mut chain = Self {
             _anvil: anvil,
             rpc: Rpc::new(&url),
+            pid,
             rpc_url: url,
             deployment,
             traffic: Address::ZERO,
