@@ -4,7 +4,7 @@ pragma solidity ^0.8.37;
 import {Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
-import {IJobEscrow, Order, Result} from "../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobState, Order, Result} from "../src/interfaces/IJobEscrow.sol";
 import {Base, KeyVoucher} from "./Base.sol";
 import {ReentrantToken} from "./mocks/HostileTokens.sol";
 
@@ -160,5 +160,31 @@ contract EdgesTest is Base {
         _expectSession(5, NOW + THAW_PERIOD);
         vm.prank(requester.addr);
         escrow.revokeSession(otherNode.addr, NATIVE);
+    }
+
+    // ── Reservations ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function test_ReservingMoreStopsTheThawOfEvenOneWei() external {
+        _deposit(10);
+        vm.startPrank(requester.addr);
+        escrow.reserve(node.addr, NATIVE, 5);
+        escrow.thawReservation(node.addr, NATIVE, 1);
+        escrow.reserve(node.addr, NATIVE, 5);
+        skip(THAW_PERIOD);
+        vm.expectRevert(IJobEscrow.ZeroAmount.selector);
+        escrow.releaseReservation(node.addr, NATIVE);
+    }
+
+    // ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    function test_TheLongestWindowIsTakenOnEitherRail() external {
+        Order memory order = _windowedOrder();
+        (order.challengeWindow, order.nonce) = (MAX_WINDOW, 1);
+        bytes32 opened = _open(order);
+        _assertJob(opened, JobState.Open, MAX_PRICE, 0, address(0));
+        order.nonce = 2;
+        _deposit(PRICE);
+        _submit(_signedResult(order, PRICE));
+        _assertJob(escrow.jobIdOf(order), JobState.Submitted, PRICE, NOW + MAX_WINDOW, node.addr);
     }
 }
