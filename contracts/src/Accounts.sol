@@ -45,6 +45,8 @@ abstract contract Accounts is EscrowState {
         _depositToken(msg.sender, token, amount);
     }
 
+    // Reached from `deposit` and `depositFor`, both payable.
+    // slither-disable-next-line msg-value-in-nonpayable
     function _deposit(address owner, address token, uint256 amount) private {
         if (token == address(0)) {
             require(msg.value == amount, WrongValue(amount, msg.value));

@@ -80,6 +80,8 @@ abstract contract Channels is EscrowState {
             batch.coveredNonce = voucher.coveredNonce;
             bytes32 digest = _digest(batch);
             if (!signer.isValid(digest, voucher.signature)) {
+                // The error says why there is no signer, which is then zero.
+                // slither-disable-next-line unused-return
                 (signer,,) = ECDSA.tryRecoverCalldata(digest, voucher.signature);
             }
             uint256 entitled = batch.cumulative + _settledAbove(batch, voucher.settledAbove);
@@ -240,6 +242,8 @@ abstract contract Channels is EscrowState {
     /// @dev What was paid for those of the given orders that count: of this channel, not covered, settled by signature, and
     /// each once, which ascending ids ensure.
     function _settledAbove(Batch memory batch, Order[] calldata orders) private view returns (uint256 sum) {
+        // Zero is below every id.
+        // slither-disable-next-line uninitialized-local
         bytes32 last;
         for (uint256 i = 0; i < orders.length; ++i) {
             Order calldata order = orders[i];

@@ -74,8 +74,12 @@ abstract contract EscrowState is IJobEscrow, EIP712, Ownable2Step, ReentrancyGua
     bool public override paused;
 
     mapping(address token => mapping(address owner => Account)) internal _accounts;
+    // The next three are written by way of storage pointers and, whole slots at once, assembly.
+    // slither-disable-next-line uninitialized-state
     mapping(bytes32 jobId => Job) internal _jobs;
+    // slither-disable-next-line uninitialized-state
     mapping(address node => mapping(address token => mapping(address requester => Channel))) internal _channels;
+    // slither-disable-next-line uninitialized-state
     mapping(address requester => mapping(address token => mapping(address key => Session))) internal _sessions;
     /// @inheritdoc IJobEscrow
     mapping(address node => mapping(address settler => bool)) public override isSettler;

@@ -297,6 +297,8 @@ abstract contract Jobs is Channels {
                 price -= bond;
                 _credit(order.requester, order.token, bond);
             }
+            // Nothing is slashed.
+            // slither-disable-next-line unused-return
             INodeRegistry(registry).releaseBond(node, disputed, false, 0, 0);
         }
         if (j.signed) {

@@ -288,6 +288,8 @@ contract NodeRegistry is INodeRegistry, Ownable2Step {
         return block.timestamp >= _minStake.since ? _minStake.next : _minStake.current;
     }
 
+    // To the payout address of the caller that unbonded, to the escrow, or to nobody.
+    // slither-disable-next-line arbitrary-send-eth
     function _send(address to, uint256 amount) private {
         if (amount == 0) return;
         (bool sent,) = to.call{value: amount}("");

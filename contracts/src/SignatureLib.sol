@@ -16,6 +16,8 @@ library SignatureLib {
     /// Warning: What a contract wallet accepts may change at any time, so a signature that was valid when it was handed
     /// over may not be when it is settled.
     function isValid(address signer, bytes32 digest, bytes calldata signature) internal view returns (bool) {
+        // Left out: what an error is about, which does not matter here.
+        // slither-disable-next-line unused-return
         (address recovered, ECDSA.RecoverError err,) = ECDSA.tryRecoverCalldata(digest, signature);
         if (err == ECDSA.RecoverError.NoError && recovered == signer) return true;
         return signer.code.length != 0 && _walletAccepts(signer, digest, signature);

@@ -1,4 +1,4 @@
-# Sourced by up, deploy, test and sqlx-prepare: finds or installs what they need. Sets ROOT, TARGET and DEVNET.
+# Sourced by up, deploy, test, prove, lint-contracts, coverage and sqlx-prepare: finds or installs what they need. Sets ROOT, TARGET and DEVNET.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -39,10 +39,13 @@ install_packages() {
   has redis-server || missing+=(redis-server)
   # Rust links with it, and two dependencies have C in them.
   { has cc && echo 'int main(void){return 0;}' | cc -x c -o /dev/null - 2>/dev/null; } || missing+=(gcc libc6-dev)
-  [[ ${#missing[@]} -eq 0 ]] && return
-  local command="apt-get install -y --no-install-recommends ${missing[*]}"
-  has apt-get || die "please install PostgreSQL, Redis and a C compiler; Debian calls what is missing: ${missing[*]}"
-  say "Installing ${missing[*]}"
+  [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
+}
+
+apt_install() {
+  local command="apt-get install -y --no-install-recommends $*"
+  has apt-get || die "please install what Debian calls: $*"
+  say "Installing $*"
   # shellcheck disable=SC2086
   as_root env DEBIAN_FRONTEND=noninteractive sh -c "apt-get update -q && $command" ||
     die "please install what is missing: sudo $command"
@@ -66,6 +69,21 @@ install_npm() {
   say "Installing Foundry, solc and OpenZeppelin (npm ci)"
   (cd "$ROOT" && npm ci --ignore-scripts --no-audit --no-fund)
   touch "$ROOT/node_modules/.package-lock.json"
+}
+
+# Halmos, its solvers and slither, as pinned, in a Python of their own.
+install_venv() {
+  local wanted=$ROOT/scripts/lib/requirements.txt
+  VENV=$ROOT/.littoral/venv
+  [[ $VENV/.installed -nt $wanted ]] && return
+  # Debian leaves ensurepip to python3-venv.
+  python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3 python3-venv
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$(python3 --version) is too old for the prover: please install 3.11 or later"
+  say "Installing the prover and slither (pip)"
+  python3 -m venv "$VENV"
+  "$VENV/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted"
+  touch "$VENV/.installed"
 }
 
 setup() {

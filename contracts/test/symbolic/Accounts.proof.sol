@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
-import {Order} from "../../src/interfaces/IJobEscrow.sol";
+import {JobState, Order} from "../../src/interfaces/IJobEscrow.sol";
 import {ProofBase} from "./ProofBase.sol";
 
 /// @title Accounts: what crosses the border is what the balances change by
@@ -13,17 +13,15 @@ contract AccountsProof is ProofBase {
         returns (Money memory before, Slots memory untouched)
     {
         _at(time);
-        Order memory none;
         before = _money(owner);
-        _assumeSound(before, none);
+        _assumeSound(before);
         other.jobId = bytes32(0);
         _assumeElsewhere(other, owner, owner, COIN, bytes32(uint256(1)));
         untouched = _slots(other);
     }
 
     function _money(address owner) internal view returns (Money memory m) {
-        m = _read(owner, owner, COIN, 0);
-        (m.locked, m.state) = (0, 0);
+        m = _read(owner, owner, COIN);
     }
 
     function check_deposit(address owner, Other memory other, uint128 amount) external {
@@ -82,17 +80,28 @@ contract AccountsProof is ProofBase {
     }
 
     /// @notice The views tell what the slots hold: the packed words of the assembly are the structs of the source.
-    function check_viewsTellTheSlots(address owner, address node, address token, bytes32 jobId, uint64 time) external {
-        _at(time);
-        Money memory m = _read(owner, node, token, jobId);
-        vm.assume(m.state < 7);
+    function check_viewsTellTheSlots(address owner, address node, address token) external view {
+        Money memory m = _read(owner, node, token);
         (uint128 free, uint128 thawing,) = escrow.account(owner, token);
         (uint256 claimed, uint64 covered) = escrow.channel(owner, node, token);
         (uint256 reserved,,) = escrow.reservation(owner, node, token);
-        uint256 difference = (m.free ^ free) | (m.thawing ^ thawing) | (m.claimed ^ claimed);
-        difference |= (m.covered ^ covered) | (m.reserved ^ reserved);
-        assert(difference | (m.earned ^ escrow.earned(node, token)) | (m.fees ^ escrow.fees(token)) == 0);
-        (, uint128 locked,,) = escrow.job(jobId);
-        assert(locked == m.locked);
+        assert(m.free == free);
+        assert(m.thawing == thawing);
+        assert(m.claimed == claimed);
+        assert(m.covered == covered);
+        assert(m.reserved == reserved);
+        assert(m.earned == escrow.earned(node, token));
+        assert(m.fees == escrow.fees(token));
+    }
+
+    function check_viewTellsTheJob(Order memory order, Job memory job) external {
+        bytes32 jobId = escrow.jobIdOf(order);
+        for (uint256 state = 0; state <= uint256(type(JobState).max); ++state) {
+            _put(jobId, JobState(state), false, job);
+            Money memory m = _read(order, order.node, jobId);
+            (JobState told, uint128 locked,,) = escrow.job(jobId);
+            assert(uint256(told) == m.state);
+            assert(locked == m.locked);
+        }
     }
 }

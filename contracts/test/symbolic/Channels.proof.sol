@@ -19,93 +19,59 @@ contract RedeemProof is ProofBase {
         return abi.encodePacked(v.requester, v.cumulative, v.coveredNonce, v.r, v.vs);
     }
 
-    function _assumeSound(Money memory m) internal pure {
-        Order memory none;
-        // Jobs have no part in this.
-        m.locked = 0;
-        m.state = 0;
-        _assumeSound(m, none);
-    }
-
-    function _readMoney(address requester, address node, address token) internal view returns (Money memory m) {
-        m = _read(requester, node, token, 0);
-        m.locked = 0;
-        m.state = 0;
-    }
-
-    function _min(uint256 a, uint256 b) internal pure returns (uint256 least) {
-        assembly {
-            least := xor(b, and(xor(a, b), sub(0, lt(a, b))))
-        }
-    }
-
-    /// @dev Zero if either is.
-    function _both(uint256 a, uint256 b) internal pure returns (uint256 both) {
-        assembly {
-            both := and(iszero(iszero(a)), iszero(iszero(b)))
-        }
-    }
-
-    function _redeem(Packed memory v, address node, address token, uint64 time)
+    function _redeem(Packed memory v, address node, address token)
         internal
         returns (Money memory before, Money memory afterwards)
     {
-        _at(time);
-        before = _readMoney(v.requester, node, token);
+        vm.warp(NOW);
+        before = _read(v.requester, node, token);
         _assumeSound(before);
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
-        afterwards = _readMoney(v.requester, node, token);
+        afterwards = _read(v.requester, node, token);
     }
 
     /// @notice What the requester lost the node gained, and `claimed` grew by it.
-    function check_redeemConserves(Packed memory v, address node, address token, uint64 time) external {
-        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+    function check_redeemConserves(Packed memory v, address node, address token) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(_sum(a) == _sum(b));
-        unchecked {
-            assert(b.claimed - a.claimed == b.earned - a.earned);
-        }
+        assert(b.claimed - a.claimed == b.earned - a.earned);
         assert(b.fees == a.fees);
     }
 
     /// @notice `claimed` and `coveredNonce` never fall, and no more is claimed than was signed.
-    function check_redeemNeverUnclaims(Packed memory v, address node, address token, uint64 time) external {
-        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+    function check_redeemNeverUnclaims(Packed memory v, address node, address token) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(b.claimed >= a.claimed);
-        assert(b.claimed == a.claimed || b.claimed <= v.cumulative);
-        assert(b.covered == a.covered || (b.covered == v.coveredNonce && b.covered > a.covered));
+        if (b.claimed != a.claimed) assert(b.claimed <= v.cumulative);
+        assert(b.covered >= a.covered);
+        if (b.covered != a.covered) assert(b.covered == v.coveredNonce);
     }
 
     /// @notice The reservation goes first, then free, then thawing funds; nothing grows.
-    function check_redeemInOrder(Packed memory v, address node, address token, uint64 time) external {
-        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+    function check_redeemInOrder(Packed memory v, address node, address token) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(b.reserved <= a.reserved);
         assert(b.free <= a.free);
         assert(b.thawing <= a.thawing);
-        assert(b.free == a.free || b.reserved == 0);
-        assert(b.thawing == a.thawing || b.free == 0);
+        if (b.free != a.free) assert(b.reserved == 0);
+        if (b.thawing != a.thawing) assert(b.free == 0);
     }
 
     /// @notice All that is due is paid, or all that the requester has, or nothing.
-    function check_redeemPaysInFull(Packed memory v, address node, address token, uint64 time) external {
-        (Money memory a, Money memory b) = _redeem(v, node, token, time);
+    function check_redeemPaysInFull(Packed memory v, address node, address token) external {
+        (Money memory a, Money memory b) = _redeem(v, node, token);
         if (b.claimed == a.claimed) {
             _assertSame(a, b);
         } else {
             bool all = b.claimed == v.cumulative || b.claimed == type(uint96).max;
-            assert(all || b.reserved | b.free | b.thawing == 0);
+            assert(all || b.reserved + b.free + b.thawing == 0);
         }
     }
 
     /// @notice Nobody else's money moves.
-    function check_redeemTouchesNobodyElse(
-        Packed memory v,
-        address node,
-        address token,
-        Other memory other,
-        uint64 time
-    ) external {
-        _at(time);
+    function check_redeemTouchesNobodyElse(Packed memory v, address node, address token, Other memory other) external {
+        vm.warp(NOW);
         other.jobId = bytes32(0);
         _assumeElsewhere(other, v.requester, node, token, bytes32(uint256(1)));
         Slots memory untouched = _slots(other);
@@ -116,47 +82,32 @@ contract RedeemProof is ProofBase {
 
     /// @notice One signature, one effect: a voucher for no more than was paid, or of a requester who has nothing, moves nothing.
     /// By `check_redeemPaysInFull` one or the other holds once it was redeemed.
-    function check_redeemSpent(Packed memory v, address node, address token, uint64 time) external {
-        _at(time);
-        Money memory before = _readMoney(v.requester, node, token);
+    function check_redeemSpent(Packed memory v, address node, address token) external {
+        vm.warp(NOW);
+        Money memory before = _read(v.requester, node, token);
         _assumeSound(before);
-        unchecked {
-            vm.assume(_both(_over(before.claimed, v.cumulative), before.reserved + before.free + before.thawing) == 0);
-        }
+        if (v.cumulative > before.claimed) vm.assume(before.reserved + before.free + before.thawing == 0);
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
-        _assertSame(before, _readMoney(v.requester, node, token));
-    }
-
-    /// @dev Zero if the first is at least the second, or at its end.
-    function _over(uint256 claimed, uint256 cumulative) private pure returns (uint256 over) {
-        assembly {
-            over := and(lt(claimed, cumulative), lt(claimed, 0xffffffffffffffffffffffff))
-        }
+        _assertSame(before, _read(v.requester, node, token));
     }
 
     /// @notice A key's permission is never used for more than it is worth, and redeeming never widens one.
-    function check_redeemSpendsSessions(Packed memory v, address node, address token, address key, uint64 time)
-        external
-    {
-        _at(time);
-        Money memory before = _readMoney(v.requester, node, token);
+    function check_redeemSpendsSessions(Packed memory v, address node, address token, address key) external {
+        vm.warp(NOW);
+        Money memory before = _read(v.requester, node, token);
         _assumeSound(before);
         uint256 left = _sessionLeft(v.requester, token, key);
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
         uint256 then = _sessionLeft(v.requester, token, key);
-        unchecked {
-            uint256 paid = _readMoney(v.requester, node, token).claimed - before.claimed;
-            // Read so that an overflow would show: `left` ends at 2^128.
-            assert(_both(left - then, left - then - paid) == 0);
-            assert(then <= left);
-        }
+        uint256 paid = _read(v.requester, node, token).claimed - before.claimed;
+        if (then != left) assert(left - then == paid);
     }
 
     /// @notice Only the node and its settlers redeem.
-    function check_redeemByOthers(Packed memory v, address node, address token, address caller, uint64 time) external {
-        _at(time);
+    function check_redeemByOthers(Packed memory v, address node, address token, address caller) external {
+        vm.warp(NOW);
         vm.assume(caller != node);
         vm.assume(!escrow.isSettler(node, caller));
         vm.prank(caller);
@@ -165,17 +116,12 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice As `check_redeemConserves` and `check_redeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
-    function check_redeemSignedAbove(
-        Packed memory v,
-        uint8 recovery,
-        address node,
-        address token,
-        Order memory above,
-        uint64 time
-    ) external {
-        _at(time);
+    function check_redeemSignedAbove(Packed memory v, uint8 recovery, address node, address token, Order memory above)
+        external
+    {
+        vm.warp(NOW);
         _key(v.requester);
-        Money memory before = _readMoney(v.requester, node, token);
+        Money memory before = _read(v.requester, node, token);
         _assumeSound(before);
         SignedVoucher[] memory vouchers = new SignedVoucher[](1);
         Order[] memory orders = new Order[](2);
@@ -185,15 +131,12 @@ contract RedeemProof is ProofBase {
         uint256 amount = _readJob(escrow.jobIdOf(above)) >> 128;
         vm.prank(node);
         escrow.redeemSigned(node, token, vouchers);
-        Money memory afterwards = _readMoney(v.requester, node, token);
-        unchecked {
-            uint256 paid = afterwards.claimed - before.claimed;
-            uint256 entitled = uint256(v.cumulative) + amount;
-            assert(_both(paid, afterwards.claimed - _min(afterwards.claimed, entitled)) == 0);
-            uint256 wrong =
-                (before.claimed - _min(before.claimed, afterwards.claimed)) | (_sum(afterwards) ^ _sum(before));
-            assert(wrong | (afterwards.earned - before.earned - paid) == 0);
-        }
+        Money memory afterwards = _read(v.requester, node, token);
+        assert(afterwards.claimed >= before.claimed);
+        uint256 paid = afterwards.claimed - before.claimed;
+        if (paid != 0) assert(afterwards.claimed <= uint256(v.cumulative) + amount);
+        assert(afterwards.earned - before.earned == paid);
+        assert(_sum(afterwards) == _sum(before));
     }
 }
 
@@ -216,18 +159,15 @@ contract ReservationProof is ProofBase {
     }
 
     function _moves(address requester, address node, address token, Other memory other, bytes memory call) internal {
-        Order memory none;
-        Money memory before = _read(requester, node, token, 0);
-        (before.locked, before.state) = (0, 0);
-        _assumeSound(before, none);
+        Money memory before = _read(requester, node, token);
+        _assumeSound(before);
         other.jobId = bytes32(0);
         _assumeElsewhere(other, requester, node, token, bytes32(uint256(1)));
         Slots memory untouched = _slots(other);
         vm.prank(requester);
         (bool done,) = address(escrow).call(call);
         vm.assume(done);
-        Money memory afterwards = _read(requester, node, token, 0);
-        (afterwards.locked, afterwards.state) = (0, 0);
+        Money memory afterwards = _read(requester, node, token);
         assert(_sum(afterwards) == _sum(before));
         assert(afterwards.claimed == before.claimed);
         assert(afterwards.covered == before.covered);

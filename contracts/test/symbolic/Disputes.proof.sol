@@ -1,40 +1,80 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
-import {JobState, Order} from "../../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobState, Order} from "../../src/interfaces/IJobEscrow.sol";
 import {ProofBase} from "./ProofBase.sol";
 
 /// @title Disputes: the lock is divided between the parties, and what crosses the border is what was slashed
 contract DisputesProof is ProofBase {
-    function _begin(Order memory order, uint64 time) internal returns (bytes32 jobId, Money memory before) {
-        _at(time);
+    function _begin(Order memory order, JobState state, bool signed, Job memory job)
+        internal
+        returns (bytes32 jobId, Money memory before)
+    {
+        vm.warp(NOW);
         _key(order.requester);
         _key(order.node);
         jobId = escrow.jobIdOf(order);
+        _put(jobId, state, signed, job);
         before = _read(order, order.node, jobId);
-        _assumeSound(before, order);
+        _assumeSound(before);
     }
 
-    /// @notice A dispute locks its bond out of the requester's account and touches nothing else.
-    function check_disputeLocksABond(Order memory order, Other memory other, uint64 time) external {
-        (bytes32 jobId, Money memory before) = _begin(order, time);
+    /// @dev A dispute locks its bond out of the requester's account and touches nothing else.
+    function _dispute(Order memory order, Job memory job, Other memory other, bool signed) internal {
+        (bytes32 jobId, Money memory before) = _begin(order, JobState.Submitted, signed, job);
         _assumeElsewhere(other, order.requester, order.node, order.token, jobId);
         Slots memory untouched = _slots(other);
         vm.prank(order.requester);
         escrow.dispute(order);
         Money memory afterwards = _read(order, order.node, jobId);
-        assert(_sum(afterwards) == _sum(before));
-        assert(afterwards.locked >= before.locked);
+        assert(afterwards.state == uint256(JobState.Disputed));
         assert(afterwards.earned == before.earned);
+        assert(afterwards.fees == before.fees);
         assert(afterwards.reserved == before.reserved);
         assert(afterwards.claimed == before.claimed);
+        assert(afterwards.covered == before.covered);
+        assert(afterwards.locked >= before.locked);
+        assert(_sum(afterwards) == _sum(before));
         _assertUntouched(untouched, _slots(other));
+    }
+
+    function check_disputeOpened(Order memory order, Job memory job, Other memory other) external {
+        _dispute(order, job, other, false);
+    }
+
+    function check_disputeSigned(Order memory order, Job memory job, Other memory other) external {
+        _dispute(order, job, other, true);
+    }
+
+    /// @notice Only a result within its window is disputed, and only a dispute is resolved.
+    function check_disputeAndResolveInNoOtherState(Order memory order, Job memory job, address caller, uint16 pay)
+        external
+    {
+        vm.warp(NOW);
+        bytes32 jobId = escrow.jobIdOf(order);
+        for (uint256 state = 0; state <= uint256(type(JobState).max); ++state) {
+            _put(jobId, JobState(state), false, job);
+            vm.prank(caller);
+            (bool done,) = address(escrow).call(abi.encodeCall(IJobEscrow.dispute, (order)));
+            assert(!done || state == uint256(JobState.Submitted));
+            _put(jobId, JobState(state), false, job);
+            vm.prank(caller);
+            (done,) = address(escrow).call(abi.encodeCall(IJobEscrow.resolve, (order, pay, pay)));
+            assert(!done || state == uint256(JobState.Disputed));
+        }
     }
 
     /// @dev The escrow's balances grow by exactly the coin that the registry sent it; the registry's shrink by exactly what left
     /// it; the node loses no more than a bond; nobody else loses or gains.
-    function _resolve(Order memory order, Other memory other, uint64 time, uint16 payBps, uint16 slashBps) internal {
-        (bytes32 jobId, Money memory before) = _begin(order, time);
+    function _resolve(
+        Order memory order,
+        Job memory job,
+        Other memory other,
+        bool signed,
+        uint16 payBps,
+        uint16 slashBps
+    ) internal {
+        (bytes32 jobId, Money memory before) = _begin(order, JobState.Disputed, signed, job);
         _assumeElsewhere(other, order.requester, order.node, order.token, jobId);
         Slots memory untouched = _slots(other);
         Staked memory stake = _staked(order.node);
@@ -45,31 +85,49 @@ contract DisputesProof is ProofBase {
 
         Money memory afterwards = _read(order, order.node, jobId);
         Staked memory left = _staked(order.node);
-        unchecked {
-            assert(_sum(afterwards) - _sum(before) == address(escrow).balance - held[0]);
-            uint256 slashed = stake.stake + stake.unbonding - left.stake - left.unbonding;
-            assert(slashed <= BOND);
-            assert(held[1] - address(registry).balance == slashed);
-            assert(address(escrow).balance - held[0] <= slashed);
-        }
-        assert(left.bonds + 1 == stake.bonds);
-        assert(afterwards.claimed >= before.claimed);
         assert(afterwards.locked == 0);
-        assert(before.state == uint256(JobState.Disputed));
+        assert(afterwards.claimed >= before.claimed);
+        assert(left.bonds + 1 == stake.bonds);
+        assert(left.stake <= stake.stake);
+        assert(left.unbonding <= stake.unbonding);
+        uint256 slashed = (stake.stake - left.stake) + (stake.unbonding - left.unbonding);
+        assert(slashed <= BOND);
+        assert(held[1] - address(registry).balance == slashed);
+        uint256 compensation = address(escrow).balance - held[0];
+        assert(compensation <= slashed);
+        assert(_sum(afterwards) - _sum(before) == compensation);
         _assertUntouched(untouched, _slots(other));
     }
 
-    function check_resolveInTheNodesFavour(Order memory order, Other memory other, uint64 time) external {
-        _resolve(order, other, time, 10_000, 0);
+    function check_resolveForTheNode(Order memory order, Job memory job, Other memory other) external {
+        _resolve(order, job, other, false, 10_000, 0);
     }
 
-    function check_resolveInTheRequestersFavour(Order memory order, Other memory other, uint64 time) external {
-        _resolve(order, other, time, 0, 10_000);
+    function check_resolveForTheNodeSigned(Order memory order, Job memory job, Other memory other) external {
+        _resolve(order, job, other, true, 10_000, 0);
     }
 
-    function check_resolveInBetween(Order memory order, Other memory other, uint64 time, uint16 pay, uint16 slash)
+    function check_resolveForTheRequester(Order memory order, Job memory job, Other memory other) external {
+        _resolve(order, job, other, false, 0, 10_000);
+    }
+
+    function check_resolveForTheRequesterSigned(Order memory order, Job memory job, Other memory other) external {
+        _resolve(order, job, other, true, 0, 10_000);
+    }
+
+    function check_resolveInBetween(Order memory order, Job memory job, Other memory other, uint16 pay, uint16 slash)
         external
     {
-        _resolve(order, other, time, pay, slash);
+        _resolve(order, job, other, false, pay, slash);
+    }
+
+    function check_resolveInBetweenSigned(
+        Order memory order,
+        Job memory job,
+        Other memory other,
+        uint16 pay,
+        uint16 slash
+    ) external {
+        _resolve(order, job, other, true, pay, slash);
     }
 }

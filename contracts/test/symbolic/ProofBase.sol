@@ -45,9 +45,8 @@ abstract contract ProofBase is Test {
     uint256 private constant EARNED = 9;
     uint256 private constant FEES = 10;
     uint256 private constant NODES = 4;
-    /// @dev The states in which a job has something locked, a bit each.
-    uint256 private constant LOCKING =
-        1 << uint256(JobState.Open) | 1 << uint256(JobState.Submitted) | 1 << uint256(JobState.Disputed);
+    /// @dev The time in proofs about deadlines and periods: what they are compared with is arbitrary on either side of it.
+    uint64 internal constant NOW = 2 ** 40;
 
     IJobEscrow internal escrow;
     INodeRegistry internal registry;
@@ -76,6 +75,13 @@ abstract contract ProofBase is Test {
         address earnerToken;
         address feeToken;
         bytes32 jobId;
+    }
+
+    /// @dev What a job's slot holds besides its state and whether it is signed.
+    struct Job {
+        uint48 number;
+        uint64 timer;
+        uint128 amount;
     }
 
     /// @dev The slots of an `Other`.
@@ -140,17 +146,17 @@ abstract contract ProofBase is Test {
         vm.assume(account != address(svm));
     }
 
-    /// @dev No token has a supply of 2^128 or more, and what is owed is at most what is held. No job is in a state beyond the
-    /// last one. The lock of an open job is its order's `maxPrice`: `check_openLocksTheMaximum` proves that it begins so, and
-    /// nothing else writes to it.
-    function _assumeSound(Money memory m, Order memory order) internal pure {
+    /// @dev No token has a supply of 2^128 or more, and what is owed is at most what is held.
+    function _assumeSound(Money memory m) internal pure {
         vm.assume(m.earned < 2 ** 128);
         vm.assume(m.fees < 2 ** 128);
         vm.assume(_sum(m) < 2 ** 128);
-        vm.assume(m.state <= uint256(JobState.Resolved));
-        unchecked {
-            uint256 ifOpen = 0 - (((1 << uint256(JobState.Open)) >> m.state) & 1);
-            vm.assume((m.locked ^ order.maxPrice) & ifOpen == 0);
+    }
+
+    /// @dev Without a jump.
+    function _and(bool a, bool b) internal pure returns (bool both) {
+        assembly {
+            both := and(a, b)
         }
     }
 
@@ -184,7 +190,8 @@ abstract contract ProofBase is Test {
         return uint128(_load(_slotOf(key, _slotOf(token, _slotOf(owner, SESSIONS)))));
     }
 
-    function _read(address owner, address node, address token, bytes32 jobId) internal view returns (Money memory m) {
+    /// @dev All but what a job holds.
+    function _read(address owner, address node, address token) internal view returns (Money memory m) {
         uint256 slot = _load(_accountSlot(owner, token));
         m.free = slot >> 128;
         m.thawing = uint128(slot);
@@ -194,15 +201,24 @@ abstract contract ProofBase is Test {
         m.covered = uint64(slot);
         m.earned = _load(_slotOf(token, _slotOf(node, EARNED)));
         m.fees = _load(_slotOf(token, FEES));
-        slot = _load(_jobSlot(jobId));
-        m.state = uint8(slot);
-        unchecked {
-            m.locked = (slot >> 128) & (0 - ((LOCKING >> m.state) & 1));
-        }
     }
 
-    function _read(Order memory order, address node, bytes32 jobId) internal view returns (Money memory) {
-        return _read(order.requester, node, order.token, jobId);
+    function _read(Order memory order, address node, bytes32 jobId) internal view returns (Money memory m) {
+        m = _read(order.requester, node, order.token);
+        uint256 slot = _load(_jobSlot(jobId));
+        m.state = uint8(slot);
+        if (_locks(JobState(m.state))) m.locked = slot >> 128;
+    }
+
+    function _locks(JobState state) private pure returns (bool) {
+        return state == JobState.Open || state == JobState.Submitted || state == JobState.Disputed;
+    }
+
+    /// @dev Puts the job into this state; what its slot holds besides is up to `job`.
+    function _put(bytes32 jobId, JobState state, bool signed, Job memory job) internal {
+        uint256 word = uint256(state) | (signed ? 1 << 8 : 0);
+        word |= uint256(job.number) << 16 | uint256(job.timer) << 64 | uint256(job.amount) << 128;
+        vm.store(address(escrow), bytes32(_jobSlot(jobId)), bytes32(word));
     }
 
     function _sum(Money memory m) internal pure returns (uint256) {
@@ -212,9 +228,15 @@ abstract contract ProofBase is Test {
     }
 
     function _assertSame(Money memory a, Money memory b) internal pure {
-        uint256 difference = (a.free ^ b.free) | (a.thawing ^ b.thawing) | (a.reserved ^ b.reserved);
-        difference |= (a.locked ^ b.locked) | (a.earned ^ b.earned) | (a.fees ^ b.fees);
-        assert(difference | (a.claimed ^ b.claimed) | (a.covered ^ b.covered) | (a.state ^ b.state) == 0);
+        assert(a.free == b.free);
+        assert(a.thawing == b.thawing);
+        assert(a.reserved == b.reserved);
+        assert(a.locked == b.locked);
+        assert(a.earned == b.earned);
+        assert(a.fees == b.fees);
+        assert(a.claimed == b.claimed);
+        assert(a.covered == b.covered);
+        assert(a.state == b.state);
     }
 
     // ── Everybody else ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -230,21 +252,21 @@ abstract contract ProofBase is Test {
     }
 
     function _assertUntouched(Slots memory a, Slots memory b) internal pure {
-        uint256 difference = (a.account ^ b.account) | (a.accountEnd ^ b.accountEnd);
-        difference |= (a.channel ^ b.channel) | (a.channelEnd ^ b.channelEnd);
-        assert(difference | (a.earned ^ b.earned) | (a.fees ^ b.fees) | (a.job ^ b.job) == 0);
-    }
-
-    function _differ(address a, address b) private pure returns (uint256) {
-        return uint160(a) ^ uint160(b);
+        assert(a.account == b.account);
+        assert(a.accountEnd == b.accountEnd);
+        assert(a.channel == b.channel);
+        assert(a.channelEnd == b.channelEnd);
+        assert(a.earned == b.earned);
+        assert(a.fees == b.fees);
+        assert(a.job == b.job);
     }
 
     /// @dev None of it is the parties'.
     function _assumeElsewhere(Other memory o, address owner, address node, address token, bytes32 jobId) internal pure {
-        vm.assume(_differ(o.owner, owner) | _differ(o.ownerToken, token) != 0);
-        uint256 channel = _differ(o.channelOwner, owner) | _differ(o.channelNode, node);
-        vm.assume(channel | _differ(o.channelToken, token) != 0);
-        vm.assume(_differ(o.earner, node) | _differ(o.earnerToken, token) != 0);
+        vm.assume(!_and(o.owner == owner, o.ownerToken == token));
+        bool channel = _and(o.channelOwner == owner, o.channelNode == node);
+        vm.assume(!_and(channel, o.channelToken == token));
+        vm.assume(!_and(o.earner == node, o.earnerToken == token));
         vm.assume(o.feeToken != token);
         vm.assume(o.jobId != jobId);
     }

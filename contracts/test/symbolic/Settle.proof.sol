@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
-import {JobSpec, JobState, Order, Result} from "../../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobSpec, JobState, Order, Result} from "../../src/interfaces/IJobEscrow.sol";
 import {ProofBase} from "./ProofBase.sol";
 
 /// @dev A signature of 65 bytes.
@@ -46,192 +46,296 @@ abstract contract JobProof is ProofBase {
         });
     }
 
-    function _begin(Order memory order, address node, uint64 time)
+    function _begin(Order memory order, address node, JobState state, bool signed, Job memory job)
         internal
         returns (bytes32 jobId, Money memory before)
     {
-        _at(time);
+        vm.warp(NOW);
         _key(order.requester);
         _key(node);
         jobId = escrow.jobIdOf(order);
+        // What `check_openLocksTheMaximum` proves of open jobs, to whose amount nothing else writes.
+        if (state == JobState.Open) job.amount = order.maxPrice;
+        _put(jobId, state, signed, job);
         before = _read(order, node, jobId);
-        _assumeSound(before, order);
+        _assumeSound(before);
     }
 
     /// @dev What holds of every step of a job.
     function _assertConserved(Money memory before, Money memory afterwards) internal pure {
-        assert((_sum(afterwards) ^ _sum(before)) | (afterwards.covered ^ before.covered) == 0);
+        assert(afterwards.covered == before.covered);
         assert(afterwards.claimed >= before.claimed);
         assert(afterwards.earned >= before.earned);
+        assert(afterwards.fees >= before.fees);
+        assert(_sum(afterwards) == _sum(before));
     }
 }
 
 contract SubmitOpenedProof is JobProof {
     /// @dev An opened job, at once or into its window: no account but the requester's free one gains by it.
-    function _submit(Order memory order, Claim memory claim, Other memory other, uint64 time) internal {
-        (bytes32 jobId, Money memory before) = _begin(order, claim.node, time);
+    function _submit(Order memory order, Claim memory claim, Job memory job, Other memory other) internal {
+        (bytes32 jobId, Money memory before) = _begin(order, claim.node, JobState.Open, false, job);
         _assumeElsewhere(other, order.requester, claim.node, order.token, jobId);
         Slots memory untouched = _slots(other);
-        Result[] memory results = _results(order, claim, false);
-        escrow.submitResults(results);
+        escrow.submitResults(_results(order, claim, false));
         Money memory afterwards = _read(order, claim.node, jobId);
-        _assertConserved(before, afterwards);
-        assert(afterwards.free >= before.free);
         assert(afterwards.thawing == before.thawing);
         assert(afterwards.reserved == before.reserved);
         assert(afterwards.claimed == before.claimed);
+        assert(afterwards.free >= before.free);
+        _assertConserved(before, afterwards);
+        if (afterwards.state == before.state) {
+            _assertSame(before, afterwards);
+        } else {
+            assert(claim.price <= order.maxPrice);
+            JobState then = order.challengeWindow == 0 ? JobState.Paid : JobState.Submitted;
+            assert(afterwards.state == uint256(then));
+        }
         _assertUntouched(untouched, _slots(other));
-        // The same signatures again move nothing.
-        escrow.submitResults(results);
-        _assertSame(afterwards, _read(order, claim.node, jobId));
     }
 
-    function check_submitOpenedAtOnce(Order memory order, Claim memory claim, Other memory other, uint64 time)
+    function check_submitOpenedAtOnce(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
-        vm.assume(order.challengeWindow == 0);
+        order.challengeWindow = 0;
         vm.assume(order.node != address(0));
-        _submit(order, claim, other, time);
+        _submit(order, claim, job, other);
     }
 
-    function check_submitOpenedIntoWindow(Order memory order, Claim memory claim, Other memory other, uint64 time)
+    function check_submitOpenedIntoWindow(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
         vm.assume(order.challengeWindow != 0);
         vm.assume(order.node != address(0));
-        _submit(order, claim, other, time);
+        _submit(order, claim, job, other);
     }
 
-    function check_submitOpenedByAssignment(Order memory order, Claim memory claim, Other memory other, uint64 time)
+    function check_submitOpenedByAssignment(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
         vm.assume(order.challengeWindow != 0);
-        vm.assume(order.node == address(0));
+        order.node = address(0);
         _key(order.assigner);
-        _submit(order, claim, other, time);
+        _submit(order, claim, job, other);
     }
 }
 
 contract SubmitSignedProof is JobProof {
     /// @dev A signed order, at once or into its window: its price leaves reservation, free and thawing funds and is paid or
     /// locked, in full or not at all.
-    function _submit(Order memory order, Claim memory claim, Other memory other, uint64 time) internal {
-        (bytes32 jobId, Money memory before) = _begin(order, claim.node, time);
+    function _submit(Order memory order, Claim memory claim, Job memory job, Other memory other) internal {
+        (bytes32 jobId, Money memory before) = _begin(order, claim.node, JobState.None, false, job);
         _assumeElsewhere(other, order.requester, claim.node, order.token, jobId);
-        vm.assume(before.state == uint256(JobState.None));
         Slots memory untouched = _slots(other);
-        Result[] memory results = _results(order, claim, true);
-        escrow.submitResults(results);
+        escrow.submitResults(_results(order, claim, true));
         Money memory afterwards = _read(order, claim.node, jobId);
-        _assertConserved(before, afterwards);
-        _assertUntouched(untouched, _slots(other));
         if (afterwards.state == before.state) {
             _assertSame(before, afterwards);
         } else {
-            unchecked {
-                uint256 left = afterwards.free + afterwards.thawing + afterwards.reserved;
-                assert(before.free + before.thawing + before.reserved - left == claim.price);
-                assert(afterwards.claimed - before.claimed <= claim.price);
-            }
             assert(claim.price <= order.maxPrice);
             // What a voucher covers is not settled alone.
             assert(order.nonce > before.covered);
+            JobState then = order.challengeWindow == 0 ? JobState.Paid : JobState.Submitted;
+            assert(afterwards.state == uint256(then));
+            uint256 left = afterwards.free + afterwards.thawing + afterwards.reserved;
+            assert(before.free + before.thawing + before.reserved - left == claim.price);
         }
-        escrow.submitResults(results);
-        _assertSame(afterwards, _read(order, claim.node, jobId));
+        _assertConserved(before, afterwards);
+        assert(afterwards.claimed - before.claimed <= claim.price);
+        _assertUntouched(untouched, _slots(other));
     }
 
-    function check_submitSignedAtOnce(Order memory order, Claim memory claim, Other memory other, uint64 time)
+    function check_submitSignedAtOnce(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
-        vm.assume(order.challengeWindow == 0);
+        order.challengeWindow = 0;
         vm.assume(order.node != address(0));
-        _submit(order, claim, other, time);
+        _submit(order, claim, job, other);
     }
 
-    function check_submitSignedIntoWindow(Order memory order, Claim memory claim, Other memory other, uint64 time)
+    function check_submitSignedIntoWindow(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
         vm.assume(order.challengeWindow != 0);
         vm.assume(order.node != address(0));
-        _submit(order, claim, other, time);
+        _submit(order, claim, job, other);
     }
 
-    function check_submitSignedByAssignment(Order memory order, Claim memory claim, Other memory other, uint64 time)
+    function check_submitSignedByAssignment(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
-        vm.assume(order.node == address(0));
+        vm.assume(order.challengeWindow != 0);
+        order.node = address(0);
         _key(order.assigner);
-        _submit(order, claim, other, time);
+        _submit(order, claim, job, other);
     }
 }
 
 contract FinalizeProof is JobProof {
-    /// @dev Whoever the order or, where it is open, the registry names.
-    function _node(Order memory order, bytes32 jobId) internal view returns (address) {
-        return order.node != address(0) ? order.node : registry.nodeAt(uint48(_readJob(jobId) >> 16));
+    function _assertSettled(Money memory before, Money memory afterwards) internal pure {
+        if (afterwards.state == before.state) {
+            _assertSame(before, afterwards);
+        } else {
+            assert(afterwards.locked == 0);
+            assert(afterwards.thawing == before.thawing);
+        }
+        _assertConserved(before, afterwards);
     }
 
-    function check_finalize(Order memory order, Other memory other, uint64 time) external {
-        bytes32 jobId = escrow.jobIdOf(order);
-        address node = _node(order, jobId);
-        (, Money memory before) = _begin(order, node, time);
+    /// @dev Whoever the order or, where it is open, the registry names.
+    function _finalize(Order memory order, Job memory job, Other memory other, JobState state, bool signed) internal {
+        address node = order.node != address(0) ? order.node : registry.nodeAt(job.number);
+        (bytes32 jobId, Money memory before) = _begin(order, node, state, signed, job);
         _assumeElsewhere(other, order.requester, node, order.token, jobId);
         Slots memory untouched = _slots(other);
         escrow.finalize(_orders(order));
-        Money memory afterwards = _read(order, node, jobId);
-        _assertConserved(before, afterwards);
-        assert(afterwards.thawing == before.thawing);
+        _assertSettled(before, _read(order, node, jobId));
         _assertUntouched(untouched, _slots(other));
-        escrow.finalize(_orders(order));
-        _assertSame(afterwards, _read(order, node, jobId));
     }
 
-    function check_accept(Order memory order, Other memory other, uint64 time) external {
-        bytes32 jobId = escrow.jobIdOf(order);
-        address node = _node(order, jobId);
-        (, Money memory before) = _begin(order, node, time);
-        _assumeElsewhere(other, order.requester, node, order.token, jobId);
+    function check_finalizeOpened(Order memory order, Job memory job, Other memory other) external {
+        vm.assume(order.node != address(0));
+        _finalize(order, job, other, JobState.Submitted, false);
+    }
+
+    function check_finalizeOpenOrder(Order memory order, Job memory job, Other memory other) external {
+        order.node = address(0);
+        _finalize(order, job, other, JobState.Submitted, false);
+    }
+
+    function check_finalizeSigned(Order memory order, Job memory job, Other memory other) external {
+        vm.assume(order.node != address(0));
+        _finalize(order, job, other, JobState.Submitted, true);
+    }
+
+    function check_finalizeDisputedOpened(Order memory order, Job memory job, Other memory other) external {
+        vm.assume(order.node != address(0));
+        _finalize(order, job, other, JobState.Disputed, false);
+    }
+
+    function check_finalizeDisputedSigned(Order memory order, Job memory job, Other memory other) external {
+        vm.assume(order.node != address(0));
+        _finalize(order, job, other, JobState.Disputed, true);
+    }
+
+    function _accept(Order memory order, Job memory job, Other memory other, JobState state, bool signed) internal {
+        vm.assume(order.node != address(0));
+        (bytes32 jobId, Money memory before) = _begin(order, order.node, state, signed, job);
+        _assumeElsewhere(other, order.requester, order.node, order.token, jobId);
         Slots memory untouched = _slots(other);
         vm.prank(order.requester);
         escrow.accept(order);
-        Money memory afterwards = _read(order, node, jobId);
-        _assertConserved(before, afterwards);
+        Money memory afterwards = _read(order, order.node, jobId);
+        assert(afterwards.state != before.state);
+        _assertSettled(before, afterwards);
         _assertUntouched(untouched, _slots(other));
+    }
+
+    function check_acceptOpened(Order memory order, Job memory job, Other memory other) external {
+        _accept(order, job, other, JobState.Submitted, false);
+    }
+
+    function check_acceptSigned(Order memory order, Job memory job, Other memory other) external {
+        _accept(order, job, other, JobState.Submitted, true);
+    }
+
+    function check_acceptDisputed(Order memory order, Job memory job, Other memory other) external {
+        _accept(order, job, other, JobState.Disputed, false);
+    }
+}
+
+/// @title One signature, one effect: with whatever signatures, a job that has a result takes no other, and an ended one stays so
+contract OnceProof is JobProof {
+    function _submit(Order memory order, Claim memory claim, Job memory job, JobState state, bool signed) internal {
+        (bytes32 jobId, Money memory before) = _begin(order, claim.node, state, signed, job);
+        escrow.submitResults(_results(order, claim, true));
+        _assertSame(before, _read(order, claim.node, jobId));
+        escrow.refundExpired(_orders(order));
+        _assertSame(before, _read(order, claim.node, jobId));
+        vm.prank(order.requester);
+        (bool done,) = address(escrow).call(abi.encodeCall(IJobEscrow.openJob, (order, JobSpec("", "", ""))));
+        assert(!done);
+        vm.prank(order.requester);
+        (done,) = address(escrow).call(abi.encodeCall(IJobEscrow.cancelJob, (order)));
+        assert(!done);
+    }
+
+    function _ended(Order memory order, Claim memory claim, Job memory job, JobState state, bool signed) internal {
+        _submit(order, claim, job, state, signed);
+        bytes32 jobId = escrow.jobIdOf(order);
+        Money memory before = _read(order, claim.node, jobId);
+        escrow.finalize(_orders(order));
+        _assertSame(before, _read(order, claim.node, jobId));
+        vm.prank(order.requester);
+        (bool done,) = address(escrow).call(abi.encodeCall(IJobEscrow.accept, (order)));
+        assert(!done);
+    }
+
+    function check_aSubmittedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
+        external
+    {
+        _submit(order, claim, job, JobState.Submitted, signed);
+    }
+
+    function check_aDisputedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
+        external
+    {
+        _submit(order, claim, job, JobState.Disputed, signed);
+    }
+
+    function check_aPaidJobStaysPaid(Order memory order, Claim memory claim, Job memory job, bool signed) external {
+        _ended(order, claim, job, JobState.Paid, signed);
+    }
+
+    function check_aRefundedJobStaysRefunded(Order memory order, Claim memory claim, Job memory job, bool signed)
+        external
+    {
+        _ended(order, claim, job, JobState.Refunded, signed);
+    }
+
+    function check_aResolvedJobStaysResolved(Order memory order, Claim memory claim, Job memory job, bool signed)
+        external
+    {
+        _ended(order, claim, job, JobState.Resolved, signed);
     }
 }
 
 contract OpenRefundProof is JobProof {
-    /// @notice What `_assumeSound` says of open jobs.
-    function check_openLocksTheMaximum(Order memory order, address node, uint64 time) external {
-        (bytes32 jobId, Money memory before) = _begin(order, node, time);
+    /// @notice What `_begin` says of open jobs.
+    function check_openLocksTheMaximum(Order memory order, address node, Job memory job) external {
+        (bytes32 jobId, Money memory before) = _begin(order, node, JobState.None, false, job);
         vm.prank(order.requester);
         escrow.openJob(order, JobSpec("", "", ""));
         Money memory afterwards = _read(order, node, jobId);
-        _assertConserved(before, afterwards);
-        assert(before.state == uint256(JobState.None));
         assert(afterwards.state == uint256(JobState.Open));
         assert(afterwards.locked == order.maxPrice);
         assert(before.free - afterwards.free == order.maxPrice);
+        _assertConserved(before, afterwards);
     }
 
-    function check_cancelMovesNothing(Order memory order, address node, uint64 time) external {
-        (bytes32 jobId, Money memory before) = _begin(order, node, time);
+    function check_cancelMovesNothing(Order memory order, address node, Job memory job) external {
+        (bytes32 jobId, Money memory before) = _begin(order, node, JobState.Open, false, job);
         vm.prank(order.requester);
         escrow.cancelJob(order);
         _assertSame(before, _read(order, node, jobId));
     }
 
-    function check_refundGivesTheLockBack(Order memory order, address node, Other memory other, uint64 time) external {
-        (bytes32 jobId, Money memory before) = _begin(order, node, time);
+    function check_refundGivesTheLockBack(Order memory order, address node, Job memory job, Other memory other)
+        external
+    {
+        (bytes32 jobId, Money memory before) = _begin(order, node, JobState.Open, false, job);
         _assumeElsewhere(other, order.requester, node, order.token, jobId);
         Slots memory untouched = _slots(other);
         escrow.refundExpired(_orders(order));
         Money memory afterwards = _read(order, node, jobId);
+        if (afterwards.state == before.state) {
+            _assertSame(before, afterwards);
+        } else {
+            assert(afterwards.state == uint256(JobState.Refunded));
+            assert(afterwards.locked == 0);
+            assert(afterwards.free == before.free + order.maxPrice);
+        }
         _assertConserved(before, afterwards);
-        assert(afterwards.free + afterwards.locked == before.free + before.locked);
         _assertUntouched(untouched, _slots(other));
-        escrow.refundExpired(_orders(order));
-        _assertSame(afterwards, _read(order, node, jobId));
     }
 }
