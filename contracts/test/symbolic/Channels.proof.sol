@@ -32,7 +32,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice What the requester lost the node gained, and `claimed` grew by it.
-    function check_redeemConserves(Packed memory v, address node, address token) external {
+    function check_deepRedeemConserves(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(_sum(a) == _sum(b));
         assert(b.claimed - a.claimed == b.earned - a.earned);
@@ -40,7 +40,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice `claimed` and `coveredNonce` never fall, and no more is claimed than was signed.
-    function check_redeemNeverUnclaims(Packed memory v, address node, address token) external {
+    function check_deepRedeemNeverUnclaims(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(b.claimed >= a.claimed);
         if (b.claimed != a.claimed) assert(b.claimed <= v.cumulative);
@@ -49,7 +49,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice The reservation goes first, then free, then thawing funds; nothing grows.
-    function check_redeemInOrder(Packed memory v, address node, address token) external {
+    function check_deepRedeemInOrder(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(b.reserved <= a.reserved);
         assert(b.free <= a.free);
@@ -59,7 +59,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice All that is due is paid, or all that the requester has, or nothing.
-    function check_redeemPaysInFull(Packed memory v, address node, address token) external {
+    function check_deepRedeemPaysInFull(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         if (b.claimed == a.claimed) {
             _assertSame(a, b);
@@ -70,7 +70,9 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice Nobody else's money moves.
-    function check_redeemTouchesNobodyElse(Packed memory v, address node, address token, Other memory other) external {
+    function check_deepRedeemTouchesNobodyElse(Packed memory v, address node, address token, Other memory other)
+        external
+    {
         vm.warp(NOW);
         other.jobId = bytes32(0);
         _assumeElsewhere(other, v.requester, node, token, bytes32(uint256(1)));
@@ -81,8 +83,8 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice One signature, one effect: a voucher for no more than was paid, or of a requester who has nothing, moves nothing.
-    /// By `check_redeemPaysInFull` one or the other holds once it was redeemed.
-    function check_redeemSpent(Packed memory v, address node, address token) external {
+    /// By `check_deepRedeemPaysInFull` one or the other holds once it was redeemed.
+    function check_deepRedeemSpent(Packed memory v, address node, address token) external {
         vm.warp(NOW);
         Money memory before = _read(v.requester, node, token);
         _assumeSound(before);
@@ -93,7 +95,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice A key's permission is never used for more than it is worth, and redeeming never widens one.
-    function check_redeemSpendsSessions(Packed memory v, address node, address token, address key) external {
+    function check_deepRedeemSpendsSessions(Packed memory v, address node, address token, address key) external {
         vm.warp(NOW);
         Money memory before = _read(v.requester, node, token);
         _assumeSound(before);
@@ -115,10 +117,14 @@ contract RedeemProof is ProofBase {
         assert(!done);
     }
 
-    /// @notice As `check_redeemConserves` and `check_redeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
-    function check_redeemSignedAbove(Packed memory v, uint8 recovery, address node, address token, Order memory above)
-        external
-    {
+    /// @notice As `check_deepRedeemConserves` and `check_deepRedeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
+    function check_deepRedeemSignedAbove(
+        Packed memory v,
+        uint8 recovery,
+        address node,
+        address token,
+        Order memory above
+    ) external {
         vm.warp(NOW);
         _key(v.requester);
         Money memory before = _read(v.requester, node, token);

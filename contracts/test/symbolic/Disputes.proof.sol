@@ -47,7 +47,7 @@ contract DisputesProof is ProofBase {
     }
 
     /// @notice Only a result within its window is disputed, and only a dispute is resolved.
-    function check_disputeAndResolveInNoOtherState(Order memory order, Job memory job, address caller, uint16 pay)
+    function check_deepDisputeAndResolveInNoOtherState(Order memory order, Job memory job, address caller, uint16 pay)
         external
     {
         vm.warp(NOW);
@@ -99,29 +99,33 @@ contract DisputesProof is ProofBase {
         _assertUntouched(untouched, _slots(other));
     }
 
-    function check_resolveForTheNode(Order memory order, Job memory job, Other memory other) external {
+    function check_deepResolveForTheNode(Order memory order, Job memory job, Other memory other) external {
         _resolve(order, job, other, false, 10_000, 0);
     }
 
-    function check_resolveForTheNodeSigned(Order memory order, Job memory job, Other memory other) external {
+    function check_deepResolveForTheNodeSigned(Order memory order, Job memory job, Other memory other) external {
         _resolve(order, job, other, true, 10_000, 0);
     }
 
-    function check_resolveForTheRequester(Order memory order, Job memory job, Other memory other) external {
+    function check_deepResolveForTheRequester(Order memory order, Job memory job, Other memory other) external {
         _resolve(order, job, other, false, 0, 10_000);
     }
 
-    function check_resolveForTheRequesterSigned(Order memory order, Job memory job, Other memory other) external {
+    function check_deepResolveForTheRequesterSigned(Order memory order, Job memory job, Other memory other) external {
         _resolve(order, job, other, true, 0, 10_000);
     }
 
-    function check_resolveInBetween(Order memory order, Job memory job, Other memory other, uint16 pay, uint16 slash)
-        external
-    {
+    function check_deepResolveInBetween(
+        Order memory order,
+        Job memory job,
+        Other memory other,
+        uint16 pay,
+        uint16 slash
+    ) external {
         _resolve(order, job, other, false, pay, slash);
     }
 
-    function check_resolveInBetweenSigned(
+    function check_deepResolveInBetweenSigned(
         Order memory order,
         Job memory job,
         Other memory other,

@@ -102,17 +102,23 @@ contract SubmitOpenedProof is JobProof {
         _submit(order, claim, job, other);
     }
 
-    function check_submitOpenedIntoWindow(Order memory order, Claim memory claim, Job memory job, Other memory other)
-        external
-    {
+    function check_deepSubmitOpenedIntoWindow(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other
+    ) external {
         vm.assume(order.challengeWindow != 0);
         vm.assume(order.node != address(0));
         _submit(order, claim, job, other);
     }
 
-    function check_submitOpenedByAssignment(Order memory order, Claim memory claim, Job memory job, Other memory other)
-        external
-    {
+    function check_deepSubmitOpenedByAssignment(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other
+    ) external {
         vm.assume(order.challengeWindow != 0);
         order.node = address(0);
         _key(order.assigner);
@@ -145,7 +151,7 @@ contract SubmitSignedProof is JobProof {
         _assertUntouched(untouched, _slots(other));
     }
 
-    function check_submitSignedAtOnce(Order memory order, Claim memory claim, Job memory job, Other memory other)
+    function check_deepSubmitSignedAtOnce(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
         order.challengeWindow = 0;
@@ -153,17 +159,23 @@ contract SubmitSignedProof is JobProof {
         _submit(order, claim, job, other);
     }
 
-    function check_submitSignedIntoWindow(Order memory order, Claim memory claim, Job memory job, Other memory other)
-        external
-    {
+    function check_deepSubmitSignedIntoWindow(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other
+    ) external {
         vm.assume(order.challengeWindow != 0);
         vm.assume(order.node != address(0));
         _submit(order, claim, job, other);
     }
 
-    function check_submitSignedByAssignment(Order memory order, Claim memory claim, Job memory job, Other memory other)
-        external
-    {
+    function check_deepSubmitSignedByAssignment(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other
+    ) external {
         vm.assume(order.challengeWindow != 0);
         order.node = address(0);
         _key(order.assigner);
@@ -198,7 +210,7 @@ contract FinalizeProof is JobProof {
         _finalize(order, job, other, JobState.Submitted, false);
     }
 
-    function check_finalizeOpenOrder(Order memory order, Job memory job, Other memory other) external {
+    function check_deepFinalizeOpenOrder(Order memory order, Job memory job, Other memory other) external {
         order.node = address(0);
         _finalize(order, job, other, JobState.Submitted, false);
     }
@@ -208,12 +220,12 @@ contract FinalizeProof is JobProof {
         _finalize(order, job, other, JobState.Submitted, true);
     }
 
-    function check_finalizeDisputedOpened(Order memory order, Job memory job, Other memory other) external {
+    function check_deepFinalizeDisputedOpened(Order memory order, Job memory job, Other memory other) external {
         vm.assume(order.node != address(0));
         _finalize(order, job, other, JobState.Disputed, false);
     }
 
-    function check_finalizeDisputedSigned(Order memory order, Job memory job, Other memory other) external {
+    function check_deepFinalizeDisputedSigned(Order memory order, Job memory job, Other memory other) external {
         vm.assume(order.node != address(0));
         _finalize(order, job, other, JobState.Disputed, true);
     }
@@ -235,11 +247,11 @@ contract FinalizeProof is JobProof {
         _accept(order, job, other, JobState.Submitted, false);
     }
 
-    function check_acceptSigned(Order memory order, Job memory job, Other memory other) external {
+    function check_deepAcceptSigned(Order memory order, Job memory job, Other memory other) external {
         _accept(order, job, other, JobState.Submitted, true);
     }
 
-    function check_acceptDisputed(Order memory order, Job memory job, Other memory other) external {
+    function check_deepAcceptDisputed(Order memory order, Job memory job, Other memory other) external {
         _accept(order, job, other, JobState.Disputed, false);
     }
 }
@@ -271,13 +283,13 @@ contract OnceProof is JobProof {
         assert(!done);
     }
 
-    function check_aSubmittedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
+    function check_deepASubmittedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
         external
     {
         _submit(order, claim, job, JobState.Submitted, signed);
     }
 
-    function check_aDisputedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
+    function check_deepADisputedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
         external
     {
         _submit(order, claim, job, JobState.Disputed, signed);
@@ -287,13 +299,13 @@ contract OnceProof is JobProof {
         _ended(order, claim, job, JobState.Paid, signed);
     }
 
-    function check_aRefundedJobStaysRefunded(Order memory order, Claim memory claim, Job memory job, bool signed)
+    function check_deepARefundedJobStaysRefunded(Order memory order, Claim memory claim, Job memory job, bool signed)
         external
     {
         _ended(order, claim, job, JobState.Refunded, signed);
     }
 
-    function check_aResolvedJobStaysResolved(Order memory order, Claim memory claim, Job memory job, bool signed)
+    function check_deepAResolvedJobStaysResolved(Order memory order, Claim memory claim, Job memory job, bool signed)
         external
     {
         _ended(order, claim, job, JobState.Resolved, signed);
