@@ -1,37 +1,28 @@
 //! `littoral-api audit`: recomputes every balance from the chain, in as many ways as there are, and says what differs.
 //!
-//! At one block, the indexer's own: the chain's logs, read afresh and folded from nothing, are held against the contracts'
-//! answers (`contracts`), the stored events, the folded rows, the ledger's entries and sums, the coins that the contracts
-//! hold (`books`), and the payments that were due (`payments`). Postgres is read in one snapshot.
+//! At one block, the indexer's own: all that [`market::verify`] holds against the chain, and the payments that were due
+//! (`payments`). Postgres is read in one snapshot.
 
-mod books;
-mod contracts;
 mod payments;
 mod report;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use alloy::transports::TransportError;
 use anyhow::Context;
 use clap::Args;
-use market::db::chain::{Block, BlockId, Cursor};
-use market::db::{self, audit as queries, chain};
+use market::db::{self, audit as queries};
 use market::deployment::Deployment;
-use market::fold::{Contracts, FoldError};
-use market::rpc::{self, RpcError};
+use market::fold::Contracts;
+use market::rpc;
 use market::settings::{ChainArgs, LogArgs};
-use market::source::{Source, SourceError};
+use market::source::Source;
+use market::verify::{self, Ended, Verifier};
 use sqlx::postgres::PgPool;
-use tokio::time::{Instant, sleep};
 
+pub use market::verify::{Checked, Difference, VerifyError as AuditError, What};
 pub use payments::{Doubled, Lost, LostReason, Overpaid, Payments, Short, Unexpected};
-pub use report::{Checked, Difference, Report, What};
-
-/// How long to wait between two looks at the indexer, and before an audit that the chain overtook begins again.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Blocks that one query of logs spans at most.
-const LOG_RANGE: u64 = 2000;
+pub use report::Report;
 
 /// Options of `littoral-api audit`.
 #[derive(Args, Clone)]
@@ -89,47 +80,6 @@ impl At {
     }
 }
 
-/// Why an audit came to no verdict.
-#[derive(Debug, thiserror::Error)]
-pub enum AuditError {
-    /// The chain could not be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The endpoint is not that of the deployment.
-    #[error(transparent)]
-    Rpc(#[from] RpcError),
-    /// The contracts did not answer.
-    #[error("{call} at block {block}: {error}")]
-    Call {
-        /// What was asked.
-        call: &'static str,
-        /// At which block.
-        block: u64,
-        /// Why there is no answer.
-        error: String,
-    },
-    /// The database could not be read.
-    #[error(transparent)]
-    Sql(#[from] sqlx::Error),
-    /// The chain's own events cannot follow one another: the manifest's `deployBlock` is too late.
-    #[error(transparent)]
-    Fold(#[from] FoldError),
-    /// The database mirrors another deployment, or none yet.
-    #[error("the database mirrors {0}, not the deployment of the manifest")]
-    OtherDeployment(String),
-    /// The indexer is behind.
-    #[error("the indexer is at block {cursor} and did not reach block {wanted} in time")]
-    Behind {
-        /// Where it stands.
-        cursor: u64,
-        /// What was to be reached.
-        wanted: u64,
-    },
-    /// The chain changed whenever it was read.
-    #[error("block {0}, at which the indexer stands, is not or no longer on the chain")]
-    Reorganised(u64),
-}
-
 /// What an audit needs.
 #[derive(Debug, Clone)]
 pub struct Audit {
@@ -169,76 +119,19 @@ impl Audit {
 
 /// Runs `audit`. A report, with or without differences, or the reason why there is none.
 pub async fn run(audit: &Audit) -> Result<Report, AuditError> {
-    let until = Instant::now() + audit.patience;
     let wanted = match audit.at {
         At::Cursor => 0,
         At::Number(number) => number,
         At::Latest => audit.source.head().await?.block.id.number,
         At::Finalized => audit.source.finalized().await?.id.number,
     };
-    loop {
-        let outcome = attempt(audit, wanted).await;
-        let retriable = matches!(&outcome, Err(AuditError::Behind { .. } | AuditError::Reorganised(_)));
-        if !retriable || Instant::now() >= until {
-            return outcome;
-        }
-        sleep(PAUSE).await;
-    }
-}
-
-/// One audit of one snapshot, if that reaches as far as `wanted`.
-async fn attempt(audit: &Audit, wanted: u64) -> Result<Report, AuditError> {
-    let mut db = queries::snapshot(&audit.pool).await?;
-    let cursor = chain::cursor(&mut db).await?.ok_or_else(|| AuditError::OtherDeployment("nothing yet".to_owned()))?;
-    same_deployment(&cursor, &audit.deployment)?;
-    if cursor.block.number < wanted {
-        return Err(AuditError::Behind { cursor: cursor.block.number, wanted });
-    }
-    let block = on_chain(audit, cursor.block).await?;
-    tracing::info!(block = block.id.number, hash = %block.id.hash, "auditing");
-
-    let mut report = Report::at(block.id);
-    let outcome = examine(audit, &block, &mut db, &mut report).await;
-    // A chain that changed meanwhile explains any failure and any difference.
-    on_chain(audit, block.id).await?;
-    outcome?;
-    Ok(report)
-}
-
-async fn examine(
-    audit: &Audit,
-    block: &Block,
-    db: &mut sqlx::PgConnection,
-    report: &mut Report,
-) -> Result<(), AuditError> {
-    let truth = books::read(audit, block, db, report).await?;
-    books::rows(&truth, db, report).await?;
-    books::sums(&truth, db, report).await?;
-    let view = contracts::View::new(audit, block);
-    contracts::compare(&view, &truth, report).await?;
-    contracts::solvency(&view, &truth, report).await?;
-    report.payments = payments::examine(&queries::dues(db).await?, &truth.rows, block.mined_at);
-    Ok(())
-}
-
-async fn on_chain(audit: &Audit, id: BlockId) -> Result<Block, AuditError> {
-    let block = audit.source.block(id.number).await?.filter(|block| block.id == id);
-    block.ok_or(AuditError::Reorganised(id.number))
-}
-
-fn same_deployment(cursor: &Cursor, deployment: &Deployment) -> Result<(), AuditError> {
-    let indexed = (cursor.chain_id, cursor.escrow, cursor.registry);
-    if indexed == (deployment.chain_id, deployment.escrow, deployment.registry) {
-        return Ok(());
-    }
-    Err(AuditError::OtherDeployment(format!(
-        "chain {} with escrow {} and registry {}",
-        indexed.0, indexed.1, indexed.2
-    )))
-}
-
-fn call_failed(call: &'static str, block: u64, error: &SourceError) -> AuditError {
-    AuditError::Call { call, block, error: error.to_string() }
+    let verifier = Verifier::new(audit.source.clone(), audit.deployment.clone(), audit.concurrency);
+    verify::patiently(&audit.pool, audit.patience, async |db| {
+        let (report, truth, block) = verifier.everything(&mut *db, (verify::At::Cursor, wanted), Ended::Kept).await?;
+        let payments = payments::examine(&queries::dues(db).await?, &truth.rows, block.mined_at);
+        Ok(Report::new(report, payments))
+    })
+    .await
 }
 
 /// Runs the command. Exit code 0 if nothing differs, 1 if something does, 2 if that cannot be told.
@@ -267,10 +160,4 @@ async fn audit_of(args: &AuditArgs) -> anyhow::Result<Report> {
         .patience(Duration::from_secs(args.wait_secs))
         .concurrency(args.concurrency.into());
     Ok(run(&audit).await?)
-}
-
-impl From<TransportError> for AuditError {
-    fn from(error: TransportError) -> Self {
-        Self::Rpc(RpcError::Transport(error))
-    }
 }

@@ -35,14 +35,14 @@ use tokio::time::MissedTickBehavior;
 pub use args::{RunArgs, SettleArgs};
 use settler::{RoundError, Settler};
 
-/// For the work, and a reserve. The lock that leads has a connection of its own.
-const DATABASE_CONNECTIONS: u32 = 4;
+/// For the work, a reserve, and the lock that leads.
+const DATABASE_CONNECTIONS: u32 = 5;
 /// No round takes as long unless the RPC hangs; it is then given up and begun anew.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
 /// How long to wait for more news of the indexer before acting on them.
 const NEWS_GATHER: Duration = Duration::from_millis(100);
-/// Which part of the time after which it would lose the lead a leader lets pass between two signs of life.
-const SIGNS_OF_LIFE: u32 = 4;
+/// How often a standby looks whether the lead is free.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs the settler, or does what the subcommand asks.
 pub async fn run(args: SettleArgs) -> anyhow::Result<()> {
@@ -58,12 +58,8 @@ async fn settle(args: RunArgs) -> anyhow::Result<()> {
     anyhow::ensure!(!args.interval.is_zero(), "--interval must be more than 0");
     anyhow::ensure!(args.lead_timeout >= Duration::from_secs(1), "--lead-timeout must be at least 1");
     let deployment = Deployment::read(&args.chain.deployment)?;
-    let pool = settlement::connect(&args.database_url, DATABASE_CONNECTIONS, args.lead_timeout)
-        .await
-        .context("connecting to Postgres")?;
+    let pool = settlement::connect(&args.database_url, DATABASE_CONNECTIONS).await.context("connecting to Postgres")?;
     market::db::migrate(&pool).await.context("migrating the database")?;
-    let lead_pool =
-        settlement::connect_lead(&args.database_url, args.lead_timeout).await.context("connecting to Postgres")?;
     let news = settlement::listen(&args.database_url).await.context("listening to Postgres")?;
     let provider = market::rpc::connect(&args.chain.rpc_urls, &deployment).await?;
     if let Some(bind) = args.metrics_bind {
@@ -75,10 +71,10 @@ async fn settle(args: RunArgs) -> anyhow::Result<()> {
         sender = %args.settler_key.address(),
         "settler started"
     );
-    let settler = Settler::new(pool, provider, args.settler_key.clone(), &deployment, args.options()?);
+    let settler = Settler::new(pool.clone(), provider, args.settler_key.clone(), &deployment, args.options()?);
     // Stopping drops the round wherever it waits: it must be as safe as a crash anyway.
     tokio::select! {
-        () = lead(lead_pool, news, settler, args.interval, args.lead_timeout) => {}
+        () = lead(pool, news, settler, args.interval, args.lead_timeout) => {}
         stop = stop_signal() => stop?,
     }
     tracing::info!("settler stopped");
@@ -98,16 +94,19 @@ async fn stop_signal() -> anyhow::Result<()> {
 /// Runs a round every `interval`, and when the indexer has news, while this process leads; tries to take the lead while it
 /// does not.
 async fn lead(pool: PgPool, mut news: PgListener, mut settler: Settler, interval: Duration, timeout: Duration) {
-    let mut ticks = tokio::time::interval(interval.min(timeout / SIGNS_OF_LIFE));
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(STANDBY_INTERVAL.min(interval));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leadership: Option<Leadership> = None;
     let mut failing: Option<String> = None;
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
+            _ = looks.tick(), if leadership.is_none() => {}
             () = heard(&mut news, interval.min(NEWS_GATHER)), if leadership.is_some() => ticks.reset(),
         }
-        let result = turn(&pool, &mut settler, &mut leadership, timeout / SIGNS_OF_LIFE).await;
+        let result = turn(&pool, &mut settler, &mut leadership, timeout).await;
         metrics::leading(leadership.is_some());
         match result {
             Ok(()) => {
@@ -141,49 +140,35 @@ async fn turn(
     pool: &PgPool,
     settler: &mut Settler,
     leadership: &mut Option<Leadership>,
-    sign_of_life: Duration,
+    lease: Duration,
 ) -> Result<(), RoundError> {
     if leadership.is_none() {
-        *leadership = Leadership::try_acquire(pool, Role::Settler, clock::now()).await?;
+        *leadership = Leadership::try_acquire_for(pool, Role::Settler, lease, clock::now()).await?;
         if let Some(taken) = leadership {
             tracing::info!(epoch = taken.epoch(), "leading");
         }
     }
-    let Some(held) = leadership.as_mut() else { return Ok(()) };
-    if let Err(error) = held.check().await {
-        tracing::warn!(%error, epoch = held.epoch(), "lost the lead with its connection");
-        *leadership = None;
-        return Ok(());
+    let Some(held) = leadership.as_ref() else { return Ok(()) };
+    // Asked before anything is sent: a process that was frozen learns of it here.
+    if let Err(lost) = held.check().await {
+        return step_down(leadership, &lost);
     }
-    let (fence, epoch) = (held.fence(), held.epoch());
-    let round = async {
-        tokio::select! {
-            lost = lose(held, sign_of_life) => Err(lost),
-            result = tokio::time::timeout(ROUND_LIMIT, settler.round(fence)) => Ok(result),
-        }
-    };
-    let result = match round.await {
-        Ok(result) => result,
-        Err(lost) => {
-            tracing::warn!(error = %lost, epoch, "lost the lead with its connection");
-            *leadership = None;
-            return Ok(());
-        }
+    let fence = held.fence();
+    let result = tokio::select! {
+        lost = held.lost() => return step_down(leadership, &lost),
+        result = tokio::time::timeout(ROUND_LIMIT, settler.round(fence)) => result,
     };
     let result =
         result.unwrap_or_else(|_| Err(RoundError::Other(anyhow::anyhow!("gave up after {} s", ROUND_LIMIT.as_secs()))));
-    if matches!(result, Err(RoundError::Fence(FenceError::Deposed { .. }))) {
-        *leadership = None;
+    match result {
+        Err(RoundError::Fence(error @ FenceError::Deposed { .. })) => step_down(leadership, &error),
+        result => result,
     }
-    result
 }
 
-/// Lets Postgres know that this process is alive; ends when the lock is gone with its connection.
-async fn lose(held: &mut Leadership, sign_of_life: Duration) -> sqlx::Error {
-    loop {
-        tokio::time::sleep(sign_of_life).await;
-        if let Err(error) = held.check().await {
-            return error;
-        }
+fn step_down(leadership: &mut Option<Leadership>, why: &dyn std::error::Error) -> Result<(), RoundError> {
+    if let Some(held) = leadership.take() {
+        tracing::warn!(error = %why, epoch = held.epoch(), "lost the lead");
     }
+    Ok(())
 }

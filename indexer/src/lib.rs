@@ -5,7 +5,9 @@
 //! tells people and Prometheus how far it is.
 
 pub mod backfill;
+pub mod commands;
 pub mod follower;
 pub mod head;
 pub mod service;
 pub mod status;
+pub mod verifying;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use market::db::leader::{Leadership, Role};
+use market::db::leader::{Leadership, Lost, Role};
 use market::db::outbox::{self, Source as OutboxSource};
+use market::db::{indexing, verification};
 use market::deployment::Deployment;
 use market::fold::Contracts;
 use market::redis::client::Client;
@@ -16,6 +17,7 @@ use market::redis::projector::Projector;
 use market::rpc::RpcError;
 use market::settings::{ChainArgs, StoreArgs};
 use market::source::Source;
+use market::verify::Verifier;
 use market::{clock, db, rpc};
 use sqlx::postgres::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -24,14 +26,20 @@ use url::Url;
 use crate::follower::{FollowError, Follower, Progress, Remedy, is_transient, stored_cursor};
 use crate::head::Hint;
 use crate::status::{self, Status};
+use crate::verifying::{self, Verifying};
 
-/// Pause before a failed attempt is repeated; doubles up to [`LONGEST_PAUSE`].
+/// Pause before a failed attempt is repeated; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+/// Of the chain.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Of the database, which is to have a leader again as soon as it is back.
+const LONGEST_STANDBY_PAUSE: Duration = Duration::from_millis(500);
 /// How often a standby looks whether the lead is free.
-const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the outbox is measured.
-const OUTBOX_INTERVAL: Duration = Duration::from_secs(5);
+const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
+/// How often what health and metrics tell is read from the database.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long an indexer that halted waits before it looks whether the reason is gone.
+const HALTED_PAUSE: Duration = Duration::from_secs(15);
 /// Id of local development chains, whose blocks come as fast as transactions do.
 const LOCAL_CHAIN_ID: u64 = 31337;
 
@@ -58,7 +66,15 @@ pub struct RunArgs {
     #[arg(long, env = "MAX_LOG_RANGE", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_log_range: u64,
 
-    /// Address and port on which to serve /health and /metrics, such as 127.0.0.1:9102
+    /// Seconds from one verification of a stretch of the index to the next; 0 for none
+    #[arg(long, env = "VERIFY_INTERVAL", default_value_t = 3600, value_name = "SECS")]
+    pub verify_interval: u64,
+
+    /// Seconds for which a leader may be without something that the chain has before /health says so
+    #[arg(long, env = "MAX_LAG_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_lag_secs: u64,
+
+    /// Address and port on which to serve /live, /health and /metrics, such as 127.0.0.1:9102
     #[arg(long, env = "METRICS_BIND", value_name = "ADDRESS")]
     pub metrics_bind: Option<SocketAddr>,
 }
@@ -75,7 +91,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let redis = Client::open(&args.store.redis_url, Keys::new(&args.store.redis_prefix))
         .context("REDIS_URL does not name a Redis server")?;
 
-    let status = Status::default();
+    let queue_depth = contracts.confirmation.queue().iter().map(|step| step.depth).max().unwrap_or(0);
+    let status = Status::new(Duration::from_secs(args.max_lag_secs), queue_depth);
     if let Some(bind) = args.metrics_bind {
         status::serve(bind, status.clone(), shutdown.clone()).await?;
     }
@@ -84,9 +101,16 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         || if deployment.chain_id == LOCAL_CHAIN_ID { Duration::from_millis(50) } else { Duration::from_millis(500) },
         Duration::from_millis,
     );
+    let verifying = Verifying {
+        pool: pool.clone(),
+        verifier: Verifier::new(source.clone(), deployment.clone(), verifying::CONCURRENCY),
+        interval: Duration::from_secs(args.verify_interval),
+        deploy_block: deployment.deploy_block,
+    };
     let service = Service {
         pool,
         redis,
+        verifying,
         source,
         status,
         hint: Hint::listen(args.rpc_ws_url),
@@ -128,9 +152,16 @@ async fn connect(
     }
 }
 
+/// Reads the chain of `deployment`, which must be the one that the endpoint serves.
+pub async fn source(chain: &ChainArgs, deployment: &Deployment) -> Result<Source, RpcError> {
+    rpc::connect(&chain.rpc_urls, deployment).await?;
+    Ok(Source::named(rpc::providers(&chain.rpc_urls), Contracts::from(deployment)))
+}
+
 struct Service {
     pool: PgPool,
     redis: Client,
+    verifying: Verifying,
     source: Source,
     status: Status,
     hint: Hint,
@@ -139,23 +170,31 @@ struct Service {
     max_range: u64,
 }
 
+/// Why a leader stepped back.
+#[derive(Debug, thiserror::Error)]
+enum SteppedBack {
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+}
+
 impl Service {
     async fn run(&self) -> anyhow::Result<()> {
-        let mut pause = Pause::default();
+        let mut pause = Pause::up_to(LONGEST_STANDBY_PAUSE);
         loop {
             self.status.standing_by();
             let leadership = self.wait_for_lead(&mut pause).await?;
             let (epoch, since) = (leadership.epoch(), Instant::now());
-            self.status.leading();
+            self.status.leading(epoch);
             tracing::info!(epoch, "leading");
-            let error = self.lead_and_project(leadership).await;
-            if error.remedy() == Remedy::Stop {
-                return Err(error.into());
-            }
+            let error = self.lead_and_project(&leadership).await;
             tracing::warn!(epoch, %error, "back to standby");
             if since.elapsed() > LONGEST_PAUSE {
-                pause = Pause::default();
+                pause = Pause::up_to(LONGEST_STANDBY_PAUSE);
             }
+            drop(leadership);
+            self.status.standing_by();
             pause.wait().await;
         }
     }
@@ -166,6 +205,7 @@ impl Service {
             match Leadership::try_acquire(&self.pool, Role::Indexer, clock::now()).await {
                 Ok(Some(leadership)) => return Ok(leadership),
                 Ok(None) => {
+                    self.status.alive();
                     if !std::mem::replace(&mut said, true) {
                         tracing::info!("another indexer leads; standing by");
                     }
@@ -181,32 +221,37 @@ impl Service {
         }
     }
 
-    /// Follows the chain until that is no longer possible, and has what changes projected meanwhile.
-    async fn lead_and_project(&self, leadership: Leadership) -> FollowError {
+    /// Follows the chain until that is no longer possible, and has what changes projected meanwhile. All of it ends by being
+    /// dropped: what the projector has not removed from the outbox by then, the next leader projects again.
+    async fn lead_and_project(&self, leadership: &Leadership) -> SteppedBack {
         let projector = Projector::new(self.pool.clone(), self.redis.clone(), OutboxSource::Chain);
-        // Ends by being dropped. What it has not removed from the outbox by then, the next leader projects again.
-        let projecting = async {
-            projector.run(std::future::pending()).await;
+        let beside = async {
+            tokio::join!(
+                projector.run(std::future::pending()),
+                self.measure_forever(),
+                self.verifying.run(leadership.fence())
+            );
             std::future::pending::<Infallible>().await
         };
         tokio::select! {
-            error = self.lead(leadership) => error,
-            never = projecting => match never {},
+            lost = leadership.lost() => lost.into(),
+            error = self.lead(leadership) => error.into(),
+            never = beside => match never {},
         }
     }
 
-    /// Follows the chain until that is no longer possible.
-    async fn lead(&self, mut leadership: Leadership) -> FollowError {
+    /// Follows the chain until the lead or the database is lost. What someone has to look at does not end the process: started
+    /// again it would only meet it again, and what it knows about it would be gone. It stays, keeps Redis in step, says so in
+    /// `/health`, touches nothing, and looks from time to time whether the reason is gone.
+    async fn lead(&self, leadership: &Leadership) -> FollowError {
         let mut follower = None;
         let mut pause = Pause::default();
-        let mut measured_at: Option<Instant> = None;
-        let mut failing = false;
+        let mut trouble: Option<String> = None;
         loop {
-            let result = self.look(&mut leadership, &mut follower, &mut measured_at).await;
-            match result {
+            let error = match self.look(leadership, &mut follower).await {
                 Ok(progress) => {
-                    if std::mem::take(&mut failing) {
-                        tracing::info!(head = progress.head, "the chain can be read again");
+                    if trouble.take().is_some() {
+                        tracing::info!(head = progress.head, "following the chain again");
                         pause = Pause::default();
                     }
                     self.status.progress(&progress);
@@ -214,32 +259,35 @@ impl Service {
                     if progress.step.is_none() {
                         self.hint.wait(self.poll_interval).await;
                     }
+                    continue;
                 }
-                Err(error) if error.remedy() == Remedy::Retry => {
+                Err(error) => error,
+            };
+            match error.remedy() {
+                Remedy::Retry => {
                     self.status.failing(&error);
                     // Told when it begins; health and metrics tell that it goes on.
-                    if !std::mem::replace(&mut failing, true) {
+                    if trouble.replace(String::new()).is_none() {
                         tracing::warn!(%error, "cannot read the chain; going on trying");
                     }
                     pause.wait().await;
                 }
-                Err(error) => return error,
+                Remedy::Stop => {
+                    self.status.halted(&error);
+                    let told = error.to_string();
+                    if trouble.as_ref() != Some(&told) {
+                        tracing::error!(%error, "halted: the index stays as it is until someone has looked at this");
+                    }
+                    trouble = Some(told);
+                    follower = None;
+                    tokio::time::sleep(HALTED_PAUSE).await;
+                }
+                Remedy::StandBy => return error,
             }
         }
     }
 
-    async fn look(
-        &self,
-        leadership: &mut Leadership,
-        follower: &mut Option<Follower>,
-        measured_at: &mut Option<Instant>,
-    ) -> Result<Progress, FollowError> {
-        leadership.check().await?;
-        if measured_at.is_none_or(|at| at.elapsed() > OUTBOX_INTERVAL) {
-            let mut db = self.pool.acquire().await?;
-            status::outbox_depth(outbox::depth(&mut db, OutboxSource::Chain).await?.0);
-            *measured_at = Some(Instant::now());
-        }
+    async fn look(&self, leadership: &Leadership, follower: &mut Option<Follower>) -> Result<Progress, FollowError> {
         let following = match follower {
             Some(following) => following,
             None => follower.insert(
@@ -255,6 +303,26 @@ impl Service {
             ),
         };
         following.advance(clock::now()).await
+    }
+
+    /// Tells health and metrics what the database knows.
+    async fn measure_forever(&self) {
+        loop {
+            match self.measure().await {
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, "cannot measure the outbox"),
+            }
+            tokio::time::sleep(MEASURE_INTERVAL).await;
+        }
+    }
+
+    async fn measure(&self) -> Result<(), sqlx::Error> {
+        let mut db = self.pool.acquire().await?;
+        let (depth, oldest) = outbox::depth(&mut db, OutboxSource::Chain).await?;
+        let verified = verification::last(&mut db).await?;
+        let finalized = indexing::standing(&mut db).await?.and_then(|standing| standing.finalized);
+        self.status.measured(finalized, (depth, oldest.map(|at| clock::now() - at)), verified);
+        Ok(())
     }
 }
 
@@ -275,17 +343,24 @@ fn report(progress: &Progress) {
 }
 
 /// Waits longer each time.
-struct Pause(Duration);
+struct Pause {
+    next: Duration,
+    longest: Duration,
+}
 
 impl Default for Pause {
     fn default() -> Self {
-        Self(SHORTEST_PAUSE)
+        Self::up_to(LONGEST_PAUSE)
     }
 }
 
 impl Pause {
+    fn up_to(longest: Duration) -> Self {
+        Self { next: SHORTEST_PAUSE, longest }
+    }
+
     async fn wait(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(self.longest);
     }
 }

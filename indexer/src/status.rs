@@ -1,169 +1,380 @@
-//! How far the indexer is: for people and load balancers (`/health`) and for Prometheus (`/metrics`).
+//! How far the indexer is: for people and load balancers (`/health`, `/live`) and for Prometheus (`/metrics`).
 
-use std::net::SocketAddr;
+mod metrics;
+mod server;
+
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use chrono::{DateTime, TimeDelta, Utc};
+use market::db::verification::{Run, Verdict};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use crate::follower::Progress;
-use crate::{backfill, head};
 
-/// A leader without a successful look at the chain for this long is not healthy.
+pub use metrics::verified;
+pub use server::serve;
+
+/// A leader without a successful look at the chain for this long is not healthy, nor is a standby that cannot look whether it
+/// is needed.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// What the process is doing, shared by whoever reports it.
-#[derive(Debug, Clone, Default)]
-pub struct Status(Arc<Mutex<Inner>>);
+#[derive(Debug, Clone)]
+pub struct Status {
+    max_lag: Duration,
+    queue_depth: u64,
+    inner: Arc<Mutex<Inner>>,
+}
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    leading_since: Option<Instant>,
-    succeeded_at: Option<Instant>,
-    head: Option<u64>,
-    cursor: Option<u64>,
+    started: Instant,
+    leading: Option<Leading>,
+    /// Last successful look whether the lead is free.
+    alive_at: Option<Instant>,
     error: Option<String>,
 }
 
-/// The body of `/health`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// What a leader knows.
+#[derive(Debug)]
+struct Leading {
+    epoch: i64,
+    since: Instant,
+    succeeded_at: Option<Instant>,
+    caught_up_at: Option<Instant>,
+    halted: Option<String>,
+    levels: Levels,
+    outbox: Option<Outbox>,
+    verified: Option<Run>,
+}
+
+/// Heights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Health {
-    /// `ok`, or `failing` if this process leads and makes no progress.
-    pub status: &'static str,
-    /// `leader` or `standby`.
-    pub role: &'static str,
+pub struct Levels {
     /// Latest block of the chain.
     pub head: Option<u64>,
+    /// Latest block that counts as final.
+    #[serde(rename = "final")]
+    pub finalized: Option<u64>,
     /// Last applied block.
     pub cursor: Option<u64>,
+}
+
+impl Levels {
+    /// Blocks of the chain that are not indexed.
+    #[must_use]
+    pub fn lag(&self) -> Option<u64> {
+        self.head.zip(self.cursor).map(|(head, cursor)| head.saturating_sub(cursor))
+    }
+
+    /// Blocks at least `depth` deep that are not indexed.
+    #[must_use]
+    pub fn lag_of(&self, depth: u64) -> Option<u64> {
+        self.lag().map(|lag| lag.saturating_sub(depth))
+    }
+
+    /// Final blocks that are not indexed.
+    #[must_use]
+    pub fn final_lag(&self) -> Option<u64> {
+        self.finalized.zip(self.cursor).map(|(finalized, cursor)| finalized.saturating_sub(cursor))
+    }
+
+    /// Indexed blocks that are not final.
+    #[must_use]
+    pub fn unfinal(&self) -> Option<u64> {
+        self.finalized.zip(self.cursor).map(|(finalized, cursor)| cursor.saturating_sub(finalized))
+    }
+}
+
+/// What waits to be projected to Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outbox {
+    /// Rows.
+    pub depth: i64,
+    /// Since when the oldest waits, in seconds.
+    pub oldest_secs: f64,
+}
+
+/// How the process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// All is well.
+    Ok,
+    /// It leads and is not where the chain is.
+    Lagging,
+    /// Something that it needs does not answer.
+    Failing,
+    /// The last verification found that the index is not what the chain says.
+    Differs,
+    /// It follows the chain no further before someone has looked at the reason.
+    Halted,
+}
+
+/// The body of `/health`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// Anything but `ok` is answered with 503.
+    pub status: Word,
+    /// `leader` or `standby`.
+    pub role: &'static str,
+    /// The leader's epoch.
+    pub epoch: Option<i64>,
+    /// Heights.
+    #[serde(flatten)]
+    pub levels: Levels,
     /// Blocks from cursor to head.
     pub lag_blocks: Option<u64>,
-    /// What fails, if something does.
+    /// Seconds since the index last had all of the chain.
+    pub lag_secs: Option<u64>,
+    /// What waits to be projected.
+    pub outbox: Option<Outbox>,
+    /// The last verification.
+    pub verification: Option<Verified>,
+    /// What is wrong, if something is.
     pub error: Option<String>,
 }
 
+/// A verification, as `/health` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verified {
+    /// `same`, `differs` or `unknown`.
+    pub verdict: Verdict,
+    /// When it ended.
+    pub at: DateTime<Utc>,
+    /// First block.
+    pub from: u64,
+    /// Last block.
+    pub to: u64,
+    /// What it found, if anything.
+    pub detail: String,
+}
+
+impl Verified {
+    /// In short.
+    #[must_use]
+    pub fn of(run: &Run) -> Self {
+        Self {
+            verdict: run.verdict,
+            at: run.finished_at,
+            from: run.from_block,
+            to: run.to_block,
+            detail: run.detail.clone(),
+        }
+    }
+}
+
 impl Status {
+    /// A leader that has not had all of the chain for `max_lag` is not healthy. Blocks at least `queue_depth` deep are deep
+    /// enough for every job that is queued before it is final.
+    #[must_use]
+    pub fn new(max_lag: Duration, queue_depth: u64) -> Self {
+        let inner = Inner { started: Instant::now(), leading: None, alive_at: None, error: None };
+        Self { max_lag, queue_depth, inner: Arc::new(Mutex::new(inner)) }
+    }
+
     /// This process leads from now on.
-    pub fn leading(&self) {
-        self.change(|inner| inner.leading_since = Some(Instant::now()));
-        gauge!("littoral_indexer_leader").set(1.0);
+    pub fn leading(&self, epoch: i64) {
+        self.change(|inner| {
+            inner.error = None;
+            inner.leading = Some(Leading {
+                epoch,
+                since: Instant::now(),
+                succeeded_at: None,
+                caught_up_at: None,
+                halted: None,
+                levels: Levels::default(),
+                outbox: None,
+                verified: None,
+            });
+        });
+        metrics::leading(true);
     }
 
     /// This process waits for its turn.
     pub fn standing_by(&self) {
-        self.change(|inner| *inner = Inner::default());
-        gauge!("littoral_indexer_leader").set(0.0);
+        self.change(|inner| inner.leading = None);
+        metrics::leading(false);
+    }
+
+    /// It saw that another process leads.
+    pub fn alive(&self) {
+        self.change(|inner| {
+            inner.alive_at = Some(Instant::now());
+            inner.error = None;
+        });
     }
 
     /// The chain was read, and the step taken if there was one.
     pub fn progress(&self, progress: &Progress) {
         self.change(|inner| {
-            inner.succeeded_at = Some(Instant::now());
-            inner.head = Some(progress.head);
-            inner.cursor = Some(progress.cursor.number);
             inner.error = None;
-        });
-        gauge!("littoral_indexer_head_block").set(approximate(progress.head));
-        gauge!("littoral_indexer_cursor_block").set(approximate(progress.cursor.number));
-        gauge!("littoral_indexer_lag_blocks").set(approximate(progress.head.saturating_sub(progress.cursor.number)));
-        if let Some(step) = progress.step {
-            counter!("littoral_indexer_events_applied_total").increment(u64::try_from(step.events).unwrap_or(u64::MAX));
-            counter!("littoral_indexer_events_undone_total").increment(step.applied.events_undone);
-            if let Some(depth) = step.reorg_depth {
-                counter!("littoral_indexer_reorgs_total").increment(1);
-                histogram!("littoral_indexer_reorg_depth_blocks").record(approximate(depth));
+            let Some(leading) = &mut inner.leading else { return };
+            let now = Instant::now();
+            leading.succeeded_at = Some(now);
+            leading.halted = None;
+            leading.levels.head = Some(progress.head);
+            leading.levels.cursor = Some(progress.cursor.number);
+            if progress.cursor.number >= progress.head {
+                leading.caught_up_at = Some(now);
             }
-        }
+        });
+        metrics::progress(progress);
     }
 
     /// Something failed and will be tried again.
-    pub fn failing(&self, error: &dyn std::error::Error) {
+    pub fn failing(&self, error: &dyn Error) {
         self.change(|inner| inner.error = Some(error.to_string()));
-        counter!("littoral_indexer_errors_total").increment(1);
+        metrics::failed();
+    }
+
+    /// Something is wrong that trying again does not mend.
+    pub fn halted(&self, error: &dyn Error) {
+        self.change(|inner| {
+            if let Some(leading) = &mut inner.leading {
+                leading.halted = Some(error.to_string());
+            }
+        });
+        metrics::failed();
+    }
+
+    /// What the database says: final height, what waits in the outbox and since when, and the last verification.
+    pub fn measured(&self, finalized: Option<u64>, outbox: (i64, Option<TimeDelta>), verified: Option<Run>) {
+        let (depth, oldest) = outbox;
+        let oldest_secs = oldest.and_then(|age| age.to_std().ok()).map_or(0.0, |age| age.as_secs_f64());
+        self.change(|inner| {
+            let Some(leading) = &mut inner.leading else { return };
+            leading.levels.finalized = finalized.or(leading.levels.finalized);
+            leading.outbox = Some(Outbox { depth, oldest_secs });
+            leading.verified = verified.or(leading.verified.take());
+        });
     }
 
     /// What `/health` says.
     #[must_use]
     pub fn health(&self) -> Health {
-        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last_sign = inner.succeeded_at.max(inner.leading_since);
-        let failing = inner.leading_since.is_some() && last_sign.is_none_or(|at| at.elapsed() > STALE_AFTER);
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(leading) = &inner.leading else {
+            let stale = inner.alive_at.unwrap_or(inner.started).elapsed() > STALE_AFTER;
+            return Health {
+                status: if stale { Word::Failing } else { Word::Ok },
+                role: "standby",
+                epoch: None,
+                levels: Levels::default(),
+                lag_blocks: None,
+                lag_secs: None,
+                outbox: None,
+                verification: None,
+                error: inner.error.clone(),
+            };
+        };
+        let (status, error) = leading.condition(self.max_lag, inner.error.as_ref());
         Health {
-            status: if failing { "failing" } else { "ok" },
-            role: if inner.leading_since.is_some() { "leader" } else { "standby" },
-            head: inner.head,
-            cursor: inner.cursor,
-            lag_blocks: inner.head.zip(inner.cursor).map(|(head, cursor)| head.saturating_sub(cursor)),
-            error: inner.error.clone(),
+            status,
+            role: "leader",
+            epoch: Some(leading.epoch),
+            levels: leading.levels,
+            lag_blocks: leading.levels.lag(),
+            lag_secs: Some(leading.lag().as_secs()),
+            outbox: leading.outbox,
+            verification: leading.verified.as_ref().map(Verified::of),
+            error,
         }
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-/// Tells Prometheus how many outbox rows wait for the projector.
-pub fn outbox_depth(rows: i64) {
-    gauge!("littoral_indexer_outbox_depth").set(approximate(u64::try_from(rows).unwrap_or(0)));
-}
+impl Leading {
+    /// Since when the index is without something that the chain has. Nothing, if it had all at the last look, and that was
+    /// not long ago.
+    fn lag(&self) -> Duration {
+        self.caught_up_at.unwrap_or(self.since).elapsed()
+    }
 
-/// Gauges are floating point; beyond 2^53 nobody reads the last digit.
-fn approximate(value: u64) -> f64 {
-    let [high, low] = [value >> 32, value & u64::from(u32::MAX)].map(|half| u32::try_from(half).unwrap_or(u32::MAX));
-    f64::from(high) * 4_294_967_296.0 + f64::from(low)
-}
-
-/// Serves `/health` and `/metrics` on `bind` until `shutdown`.
-pub async fn serve(bind: SocketAddr, status: Status, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let metrics = PrometheusBuilder::new().install_recorder().context("cannot set up metrics")?;
-    describe();
-    let listener =
-        tokio::net::TcpListener::bind(bind).await.with_context(|| format!("cannot listen on {bind} (METRICS_BIND)"))?;
-    let app = Router::new().route("/health", get(health)).route("/metrics", get(render)).with_state((status, metrics));
-    tokio::spawn(async move {
-        let serving = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned());
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "metrics are no longer served");
+    fn condition(&self, max_lag: Duration, error: Option<&String>) -> (Word, Option<String>) {
+        if let Some(reason) = &self.halted {
+            return (Word::Halted, Some(reason.clone()));
         }
-    });
-    Ok(())
+        if let Some(run) = self.verified.as_ref().filter(|run| run.verdict == Verdict::Differs) {
+            return (Word::Differs, Some(format!("blocks {} to {}: {}", run.from_block, run.to_block, run.detail)));
+        }
+        if self.succeeded_at.unwrap_or(self.since).elapsed() > STALE_AFTER {
+            return (Word::Failing, error.cloned());
+        }
+        if self.lag() > max_lag {
+            let reason = || format!("has not had all of the chain for {} s", self.lag().as_secs());
+            return (Word::Lagging, Some(error.cloned().unwrap_or_else(reason)));
+        }
+        (Word::Ok, error.cloned())
+    }
 }
 
-fn describe() {
-    market::source::describe_metrics();
-    backfill::describe_metrics();
-    head::describe_metrics();
-    describe_counter!("littoral_indexer_final_reorgs_total", "reorgs below what was final, which stop the indexer");
-    describe_gauge!("littoral_indexer_leader", "1 if this process leads");
-    describe_gauge!("littoral_indexer_head_block", "latest block of the chain");
-    describe_gauge!("littoral_indexer_cursor_block", "last applied block");
-    describe_gauge!("littoral_indexer_lag_blocks", "blocks from cursor to head");
-    describe_gauge!("littoral_indexer_outbox_depth", "changes that wait to be projected to Redis");
-    describe_counter!("littoral_indexer_events_applied_total", "events applied");
-    describe_counter!("littoral_indexer_events_undone_total", "events undone by reorgs");
-    describe_counter!("littoral_indexer_reorgs_total", "reorgs followed");
-    describe_histogram!("littoral_indexer_reorg_depth_blocks", "blocks undone by a reorg");
-    describe_counter!("littoral_indexer_errors_total", "failures that were tried again");
-}
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+    use market::db::chain::BlockId;
 
-async fn health(State((status, _)): State<(Status, PrometheusHandle)>) -> Response {
-    let health = status.health();
-    let code = if health.status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(health)).into_response()
-}
+    use super::*;
 
-async fn render(State((_, metrics)): State<(Status, PrometheusHandle)>) -> String {
-    metrics.run_upkeep();
-    metrics.render()
+    fn progress(head: u64, cursor: u64) -> Progress {
+        Progress { head, cursor: BlockId { number: cursor, hash: B256::ZERO }, step: None }
+    }
+
+    #[test]
+    fn a_leader_that_is_behind_for_too_long_is_lagging_until_it_has_caught_up() {
+        let status = Status::new(Duration::ZERO, 0);
+        status.leading(7);
+        status.progress(&progress(10, 8));
+        std::thread::sleep(Duration::from_millis(5));
+        let health = status.health();
+        assert_eq!((health.status, health.lag_blocks, health.epoch), (Word::Lagging, Some(2), Some(7)));
+        let patient = Status::new(Duration::from_secs(60), 0);
+        patient.leading(7);
+        patient.progress(&progress(10, 8));
+        assert_eq!(patient.health().status, Word::Ok);
+    }
+
+    #[test]
+    fn a_halt_is_told_with_its_reason_and_ends_with_the_next_step() {
+        let status = Status::new(Duration::from_secs(60), 0);
+        status.leading(1);
+        status.halted(&std::io::Error::other("a log of our own contract"));
+        let health = status.health();
+        assert_eq!((health.status, health.error.as_deref()), (Word::Halted, Some("a log of our own contract")));
+        status.progress(&progress(10, 10));
+        assert_eq!((status.health().status, status.health().error), (Word::Ok, None));
+    }
+
+    #[test]
+    fn an_index_that_differs_from_the_chain_is_not_healthy() {
+        let status = Status::new(Duration::from_secs(60), 0);
+        status.leading(1);
+        status.progress(&progress(10, 10));
+        let at = DateTime::UNIX_EPOCH;
+        let run = Run {
+            started_at: at,
+            finished_at: at,
+            from_block: 3,
+            to_block: 9,
+            verdict: Verdict::Differs,
+            events: 2,
+            differences: 1,
+            detail: "Event JobOpened".to_owned(),
+        };
+        status.measured(Some(4), (2, Some(TimeDelta::seconds(3))), Some(run));
+        let health = status.health();
+        assert_eq!(health.status, Word::Differs);
+        assert_eq!(health.error.as_deref(), Some("blocks 3 to 9: Event JobOpened"));
+        assert_eq!((health.levels.unfinal(), health.levels.final_lag()), (Some(6), Some(0)));
+        assert_eq!(health.outbox, Some(Outbox { depth: 2, oldest_secs: 3.0 }));
+    }
 }

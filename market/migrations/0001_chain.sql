@@ -293,3 +293,28 @@ create table chain_outbox (
     event      text not null,                    -- what happened, such as job.opened
     created_at timestamptz not null
 );
+
+-- What the indexer found when it held its tables against the chain. The latest runs only.
+create table chain_verification (
+    id          bigserial primary key,
+    started_at  timestamptz not null,
+    finished_at timestamptz not null,
+    from_block  bigint not null,
+    to_block    bigint not null,
+    verdict     text not null check (verdict in ('same', 'differs', 'unknown')),
+    events      bigint not null,                 -- logs that were compared
+    differences bigint not null,
+    detail      text not null                    -- the first of them, or why nothing can be told
+);
+
+-- Reorgs that were followed. The latest only.
+create table chain_reorg (
+    id            bigserial primary key,
+    at            timestamptz not null,
+    ancestor      bigint not null,               -- the last block that both branches have
+    from_block    bigint not null,               -- where the cursor stood
+    from_hash     bytes32 not null,
+    to_block      bigint not null,               -- where it stood then
+    to_hash       bytes32 not null,
+    events_undone bigint not null
+);

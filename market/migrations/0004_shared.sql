@@ -5,6 +5,18 @@ create table leader (
     since timestamptz not null
 );
 
+-- The leader's signs of life, and whom to end when there are none. A table of its own: transactions that check the epoch lock
+-- its row, and may last longer than a lease.
+create table leader_lease (
+    role          text primary key references leader (role),
+    epoch         bigint not null,
+    lease_ms      bigint not null check (lease_ms > 0),
+    renewed_at    timestamptz not null,          -- by Postgres' clock
+    backend_pid   integer not null,              -- of the session that holds the lock
+    backend_start timestamptz not null,          -- of that session: process ids are used again
+    session       text not null                  -- application_name of all sessions of the process
+);
+
 -- Names this database's contents towards Redis, which holds the same name once it was filled from here. One row; a restored
 -- backup gets a new name, so that Redis is filled again.
 create table redis_generation (

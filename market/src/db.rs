@@ -9,6 +9,7 @@ pub mod confirmation;
 mod copy;
 pub mod escrow;
 pub mod exposure;
+pub mod indexing;
 pub mod job_view;
 pub mod leader;
 pub mod ledger;
@@ -23,6 +24,7 @@ pub mod session;
 pub mod settlement;
 pub mod submission;
 pub mod types;
+pub mod verification;
 pub mod voucher;
 pub mod work;
 
@@ -34,7 +36,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 /// A pool of at most `max_connections` connections to `database_url`. Waiting for a free one is bounded, so that an
 /// overload answers with an error rather than hanging.
 pub async fn connect(database_url: &str, max_connections: u32) -> Result<PgPool, sqlx::Error> {
-    pool_options(max_connections).connect(database_url).await
+    pool_options(max_connections).connect_with(options(database_url)?).await
 }
 
 /// Like [`connect`]. Postgres cancels statements that take longer than `statement_timeout`, those too that nobody waits
@@ -45,8 +47,15 @@ pub async fn connect_bounded(
     statement_timeout: Duration,
 ) -> Result<PgPool, sqlx::Error> {
     let limit = format!("{}ms", statement_timeout.as_millis());
-    let options = PgConnectOptions::from_str(database_url)?.options([("statement_timeout", limit)]);
+    let options = options(database_url)?.options([("statement_timeout", limit)]);
     pool_options(max_connections).connect_with(options).await
+}
+
+/// What a pool connects with. All its sessions have a name that no other pool's have, by which a leader that no longer answers can
+/// be parted from the database ([`leader`]).
+fn options(database_url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    let name = format!("littoral-{:016x}", rand::random::<u64>());
+    Ok(PgConnectOptions::from_str(database_url)?.application_name(&name))
 }
 
 fn pool_options(max_connections: u32) -> PgPoolOptions {

@@ -22,6 +22,7 @@ pub mod settings;
 pub mod source;
 pub mod telemetry;
 pub mod typed_data;
+pub mod verify;
 
 pub use alloy::primitives::{Address, B256, U256};
 pub use amount::Amount;

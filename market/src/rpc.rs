@@ -69,6 +69,11 @@ pub fn providers(rpc_urls: &[Url]) -> Vec<(String, DynProvider)> {
     rpc_urls.iter().enumerate().map(|(i, url)| (format!("{i}:{}", host(url)), provider(url))).collect()
 }
 
+/// The number of the latest block.
+pub async fn head(provider: &impl Provider) -> Result<u64, RpcError> {
+    Ok(provider.get_block_number().await?)
+}
+
 /// A read-only provider for `rpc_urls`, after checking that it serves the chain of `deployment` and has its contracts.
 pub async fn connect(rpc_urls: &[Url], deployment: &Deployment) -> Result<DynProvider, RpcError> {
     let provider = failover(rpc_urls);

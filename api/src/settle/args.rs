@@ -170,8 +170,8 @@ pub struct RunArgs {
     #[arg(long, env = "SETTLER_RPC_TIMEOUT", value_parser = seconds, default_value = "10", value_name = "SECS")]
     rpc_timeout: Duration,
 
-    /// Seconds after which a leader of which Postgres hears nothing loses the lead to a standby
-    #[arg(long, env = "SETTLER_LEAD_TIMEOUT", value_parser = seconds, default_value = "15", value_name = "SECS")]
+    /// Seconds after which a leader that gives no sign of life loses the lead to a standby
+    #[arg(long, env = "SETTLER_LEAD_TIMEOUT", value_parser = seconds, default_value = "3", value_name = "SECS")]
     pub(super) lead_timeout: Duration,
 
     /// Where to serve GET /metrics and GET /live; nowhere unless given

@@ -89,7 +89,7 @@ async fn fill(pool: &PgPool) {
 #[tokio::test]
 async fn ten_thousand_payments_are_found_and_planned_in_a_moment() {
     let database = TestDatabase::create().await.unwrap();
-    let pool = settlement::connect(database.url(), 2, Duration::from_secs(60)).await.unwrap();
+    let pool = settlement::connect(database.url(), 2).await.unwrap();
     market::db::migrate(&pool).await.unwrap();
     fill(&pool).await;
     let now = clock::now();

@@ -1,10 +1,11 @@
-//! What an audit reads: all of it in one snapshot, so that no two tables are of different moments.
+//! What audits and verifications read: all of it in one snapshot, so that no two tables are of different moments.
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{Postgres, Transaction};
 
+use super::chain::{from_db, to_db};
 use super::order::Rail;
 use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;
@@ -85,4 +86,32 @@ pub async fn dues(db: &mut PgConnection) -> Result<Vec<Due>, sqlx::Error> {
             Ok(Due { job_id: row.job_id.0, node, token, amount, order, hold: row.hold })
         })
         .collect()
+}
+
+/// The ids of `limit` rows of `escrow_job` after `after`, in their order.
+pub async fn job_ids_after(db: &mut PgConnection, after: Option<B256>, limit: i64) -> Result<Vec<B256>, sqlx::Error> {
+    let ids = sqlx::query_scalar!(
+        r#"select job_id as "job_id: DbHash" from escrow_job
+           where $1::bytea is null or job_id > $1 order by job_id limit $2"#,
+        after.map(DbHash) as _,
+        limit
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(ids.into_iter().map(|id| id.0).collect())
+}
+
+/// How far a stretch from block `from` on may go, up to `to`, to hold no more than `events` stored events, or one block.
+pub async fn stretch_end(db: &mut PgConnection, from: u64, to: u64, events: u64) -> Result<u64, sqlx::Error> {
+    let beyond = sqlx::query_scalar!(
+        "select block_number from chain_event where canonical and block_number between $1 and $2
+         order by block_number, log_index offset $3 limit 1",
+        to_db(from)?,
+        to_db(to)?,
+        to_db(events)?
+    )
+    .fetch_optional(db)
+    .await?;
+    let end = beyond.map(from_db).transpose()?.map_or(to, |number| number.saturating_sub(1));
+    Ok(end.clamp(from, to))
 }

@@ -7,6 +7,7 @@
 mod block;
 mod covered;
 mod event;
+mod rewind;
 mod rows;
 mod state;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
 use super::confirmation;
+use super::indexing::{self, Reorg};
 use super::leader::{Fence, FenceError};
 use super::ledger::{self, Booked};
 use super::outbox::{self, Entity, Source};
@@ -29,7 +31,8 @@ use crate::ledger::{Balances, entries};
 
 pub use block::{canonical_at_or_below, prune_headers};
 pub use event::canonical_between;
-pub use rows::all as all_rows;
+pub use rewind::{RewindError, events_above, lowest, rewind};
+pub use rows::{all as all_rows, all_but_jobs as all_rows_but_jobs, load as rows_of};
 pub use state::canonical_state;
 
 /// Headers of blocks without events are kept this far below the cursor, to find where a reorg branched off. The rows' images
@@ -40,7 +43,7 @@ pub const HEADERS_KEPT: u64 = 256;
 type Channels = BTreeMap<(Address, Address, Address), EscrowChannel>;
 
 /// A block's number and hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct BlockId {
     /// Its height.
     pub number: u64,
@@ -205,6 +208,8 @@ pub async fn apply(
             return Err(ApplyError::TooDeep { ancestor: ancestor.number, undo_above });
         }
         take_back(db, ancestor.number, &mut changes, &mut applied).await?;
+        let (from, events_undone) = (step.from, applied.events_undone);
+        indexing::note_reorg(db, &Reorg { at: now, ancestor: ancestor.number, from, to: tip, events_undone }).await?;
     }
     extend(db, step, &mut changes, &mut applied).await?;
     if tip.number <= step.settled {

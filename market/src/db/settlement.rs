@@ -10,12 +10,9 @@ mod outcome;
 mod redeem;
 mod status;
 
-use std::str::FromStr;
-use std::time::Duration;
-
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnection, PgListener, PgPool};
 use sqlx::{Postgres, Transaction};
 
 use crate::batch::{Batch, Channel, Kind};
@@ -121,21 +118,10 @@ pub struct Mined {
     pub gas: Option<(u64, u128)>,
 }
 
-/// A pool for the settler's work. Postgres ends a transaction in which nothing happens for `patience`: one of a frozen
-/// leader would keep its successor from taking the lead. Queries are not compiled, which takes longer than they do.
-pub async fn connect(database_url: &str, max_connections: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {
-    let limit = format!("{}ms", patience.as_millis());
-    let options = PgConnectOptions::from_str(database_url)?
-        .options([("idle_in_transaction_session_timeout", limit), ("jit", "off".to_owned())]);
+/// A pool for the settler's work. Queries are not compiled, which takes longer than they do.
+pub async fn connect(database_url: &str, max_connections: u32) -> Result<PgPool, sqlx::Error> {
+    let options = super::options(database_url)?.options([("jit", "off")]);
     super::pool_options(max_connections).connect_with(options).await
-}
-
-/// A pool of one connection for the lock that leads. Postgres ends it, and gives the lead to another process, when it hears
-/// nothing for `patience`: a frozen process keeps its connections.
-pub async fn connect_lead(database_url: &str, patience: Duration) -> Result<PgPool, sqlx::Error> {
-    let limit = format!("{}ms", patience.as_millis());
-    let options = PgConnectOptions::from_str(database_url)?.options([("idle_session_timeout", limit)]);
-    PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(5)).connect_with(options).await
 }
 
 /// Hears of what the indexer has applied, when it is committed.

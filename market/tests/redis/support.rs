@@ -24,7 +24,7 @@ pub struct World {
     pub redis: Client,
     /// When everything in it begins, in whole milliseconds, as Redis keeps times.
     pub start: DateTime<Utc>,
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 pub fn requester() -> Address {
@@ -73,6 +73,10 @@ pub fn secs(n: i64) -> TimeDelta {
 }
 
 impl World {
+    pub fn url(&self) -> &str {
+        self.database.url()
+    }
+
     pub async fn new() -> Self {
         let database = TestDatabase::create().await.unwrap();
         let pool = db::connect(database.url(), 16).await.unwrap();
@@ -81,10 +85,10 @@ impl World {
         let redis = Client::open(server.url(), Keys::default()).unwrap();
         let start = clock::now();
         let start = DateTime::from_timestamp_millis(start.timestamp_millis()).unwrap();
-        let world = Self { pool, server, redis, start, _database: database };
+        let world = Self { pool, server, redis, start, database };
         sqlx::query!(
-            "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch, final_number)
-             values ($1, $2, $2, 100, $3, 1, 100)",
+            "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, undo_above, epoch, final_number)
+             values ($1, $2, $2, 100, $3, 0, 1, 100)",
             CHAIN_ID.cast_signed(),
             DbAddress(Address::repeat_byte(0xe5)) as _,
             DbHash(hash(0xb0, 1)) as _

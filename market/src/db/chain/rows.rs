@@ -43,7 +43,7 @@ impl Tables {
 }
 
 /// The rows of `keys`, as far as there are any.
-pub(super) async fn load(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<Rows, sqlx::Error> {
+pub async fn load(db: &mut PgConnection, keys: &BTreeSet<Key>) -> Result<Rows, sqlx::Error> {
     if keys.is_empty() {
         return Ok(Rows::default());
     }
@@ -66,15 +66,26 @@ async fn load_tables(db: &mut PgConnection, tables: &Tables) -> Result<Rows, sql
 
 /// All rows there are.
 pub async fn all(db: &mut PgConnection) -> Result<Rows, sqlx::Error> {
+    every(db, true).await
+}
+
+/// All rows there are but those of jobs, of which there are most.
+pub async fn all_but_jobs(db: &mut PgConnection) -> Result<Rows, sqlx::Error> {
+    every(db, false).await
+}
+
+async fn every(db: &mut PgConnection, jobs: bool) -> Result<Rows, sqlx::Error> {
     let keys = sqlx::query!(
-        r#"select 'job' as "kind!", job_id as "one!", null::bytea as two, null::bytea as three from escrow_job
+        r#"select 'job' as "kind!", job_id as "one!", null::bytea as two, null::bytea as three
+           from escrow_job where $1
            union all select 'account', owner, token, null from escrow_account
            union all select 'earned', node, token, null from escrow_earned
            union all select 'node', node, null, null from registry_node
            union all select 'channel', requester, node, token from escrow_channel
            union all select 'session', requester, session_key, token from escrow_session
            union all select 'settler', node, settler, null from escrow_settler
-           union all select 'fee', token, null, null from escrow_fee"#
+           union all select 'fee', token, null, null from escrow_fee"#,
+        jobs
     )
     .fetch_all(&mut *db)
     .await?;

@@ -1,4 +1,4 @@
-//! What the contracts themselves return at the audited block against what their events amount to.
+//! What the contracts themselves return at one block against what their events amount to.
 
 use std::collections::BTreeSet;
 
@@ -9,15 +9,14 @@ use alloy::rpc::types::TransactionRequest;
 use alloy::sol_types::SolCall;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
-use market::Amount;
-use market::abi::{IERC20, IJobEscrow, INodeRegistry, JobState};
-use market::db::chain::Block;
-use market::fold::{EscrowJob, EscrowState, Parameters, RegistryNode, time_of};
-use market::ledger::Account;
-use market::source::ask;
 
-use super::books::Truth;
-use super::{Audit, AuditError, Report, What, call_failed};
+use super::{Report, Truth, Verifier, VerifyError, What};
+use crate::Amount;
+use crate::abi::{IERC20, IJobEscrow, INodeRegistry, JobState};
+use crate::db::chain::Block;
+use crate::fold::{EscrowJob, EscrowState, Parameters, RegistryNode, time_of};
+use crate::ledger::Account;
+use crate::source::ask;
 
 /// How many answers lie between two words about progress.
 const TOLD_EVERY: usize = 2000;
@@ -25,7 +24,7 @@ const TOLD_EVERY: usize = 2000;
 /// The contracts at one block.
 pub(super) struct View<'a> {
     provider: &'a DynProvider,
-    audit: &'a Audit,
+    verifier: &'a Verifier,
     block: &'a Block,
 }
 
@@ -46,38 +45,38 @@ fn until(amount: impl Into<Amount>, end: u64) -> Option<DateTime<Utc>> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(audit: &'a Audit, block: &'a Block) -> Self {
-        Self { provider: audit.source.provider(), audit, block }
+    pub(super) fn new(verifier: &'a Verifier, block: &'a Block) -> Self {
+        Self { provider: verifier.source.provider(), verifier, block }
     }
 
-    async fn escrow<C: SolCall>(&self, call: C) -> Result<C::Return, AuditError> {
-        self.call(self.audit.deployment.escrow, call).await
+    async fn escrow<C: SolCall>(&self, call: C) -> Result<C::Return, VerifyError> {
+        self.call(self.verifier.deployment.escrow, call).await
     }
 
-    async fn registry<C: SolCall>(&self, call: C) -> Result<C::Return, AuditError> {
-        self.call(self.audit.deployment.registry, call).await
+    async fn registry<C: SolCall>(&self, call: C) -> Result<C::Return, VerifyError> {
+        self.call(self.verifier.deployment.registry, call).await
     }
 
-    async fn call<C: SolCall>(&self, to: Address, call: C) -> Result<C::Return, AuditError> {
+    async fn call<C: SolCall>(&self, to: Address, call: C) -> Result<C::Return, VerifyError> {
         let request = TransactionRequest::default().to(to).input(Bytes::from(call.abi_encode()).into());
         let at = BlockId::hash(self.block.id.hash);
-        let failed = |error: &_| call_failed(C::SIGNATURE, self.block.id.number, error);
+        let failed = |error: &_| VerifyError::call(C::SIGNATURE, self.block.id.number, error);
         let returned = ask("eth_call", || async { self.provider.call(request.clone()).block(at).await });
         let returned = returned.await.map_err(|error| failed(&error))?;
-        C::abi_decode_returns(&returned).map_err(|error| AuditError::Call {
+        C::abi_decode_returns(&returned).map_err(|error| VerifyError::Call {
             call: C::SIGNATURE,
             block: self.block.id.number,
             error: error.to_string(),
         })
     }
 
-    async fn coins(&self, holder: Address) -> Result<U256, AuditError> {
+    async fn coins(&self, holder: Address) -> Result<U256, VerifyError> {
         let at = BlockId::hash(self.block.id.hash);
         let balance = ask("eth_getBalance", || async { self.provider.get_balance(holder).block_id(at).await });
-        balance.await.map_err(|error| call_failed("eth_getBalance", self.block.id.number, &error))
+        balance.await.map_err(|error| VerifyError::call("eth_getBalance", self.block.id.number, &error))
     }
 
-    async fn account(&self, owner: Address, token: Address, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn account(&self, owner: Address, token: Address, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let row = truth.rows.accounts.get(&(owner, token)).copied().unwrap_or_default();
         let it = self.escrow(IJobEscrow::accountCall { owner, token }).await?;
         let found = (Amount::from(it.free), Amount::from(it.thawing), until(it.thawing, it.thawEnd));
@@ -85,13 +84,13 @@ impl<'a> View<'a> {
         Ok(vec![answer(subject, &(row.free, row.thawing, row.thaw_end), &found)])
     }
 
-    async fn earned(&self, node: Address, token: Address, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn earned(&self, node: Address, token: Address, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let row = truth.rows.earned.get(&(node, token)).copied().unwrap_or_default();
         let it = self.escrow(IJobEscrow::earnedCall { node, token }).await?;
         Ok(vec![answer(format!("earned({node}, {token})"), &row, &Amount(it))])
     }
 
-    async fn channel(&self, key: (Address, Address, Address), truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn channel(&self, key: (Address, Address, Address), truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let (requester, node, token) = key;
         let row = truth.rows.channels.get(&key).copied().unwrap_or_default();
         let it = self.escrow(IJobEscrow::channelCall { requester, node, token }).await?;
@@ -105,7 +104,7 @@ impl<'a> View<'a> {
         Ok(answers)
     }
 
-    async fn session(&self, key: (Address, Address, Address), truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn session(&self, key: (Address, Address, Address), truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let (requester, session_key, token) = key;
         let Some(row) = truth.rows.sessions.get(&key) else { return Ok(vec![]) };
         let it = self.escrow(IJobEscrow::sessionCall { requester, key: session_key, token }).await?;
@@ -114,13 +113,13 @@ impl<'a> View<'a> {
         Ok(vec![answer(subject, &(left, row.expires_at), &(Amount::from(it.left), time_of(it.expiry)))])
     }
 
-    async fn settler(&self, node: Address, settler: Address, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn settler(&self, node: Address, settler: Address, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let row = truth.rows.settlers.get(&(node, settler)).copied().unwrap_or_default();
         let it = self.escrow(IJobEscrow::isSettlerCall { node, settler }).await?;
         Ok(vec![answer(format!("isSettler({node}, {settler})"), &row, &it)])
     }
 
-    async fn job(&self, id: B256, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn job(&self, id: B256, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let Some(row) = truth.rows.jobs.get(&id) else { return Ok(vec![]) };
         let it = self.escrow(IJobEscrow::jobCall { jobId: id }).await?;
         let expected = (row.state.name(), locked(id, row, truth), waiting(row));
@@ -135,7 +134,12 @@ impl<'a> View<'a> {
         Ok(answers)
     }
 
-    async fn node(&self, node: Address, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    /// Whether the escrow has heard of a job.
+    pub(super) async fn knows_job(&self, id: B256) -> Result<bool, VerifyError> {
+        Ok(self.escrow(IJobEscrow::jobCall { jobId: id }).await?.state != JobState::None)
+    }
+
+    async fn node(&self, node: Address, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let Some(row) = truth.rows.nodes.get(&node) else { return Ok(vec![]) };
         let RegistryNode { stake, unbonding, unbond_end, record, node_id, payout, .. } = row;
         let it = self.registry(INodeRegistry::stakeOfCall { node }).await?;
@@ -154,16 +158,16 @@ impl<'a> View<'a> {
         Ok(answers)
     }
 
-    async fn fee(&self, token: Address, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn fee(&self, token: Address, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let row = truth.rows.fees.get(&token).copied().unwrap_or_default();
         let it = self.escrow(IJobEscrow::feesCall { token }).await?;
         Ok(vec![answer(format!("fees({token})"), &row, &Amount(it))])
     }
 
-    async fn parameters(&self, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn parameters(&self, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         let Parameters { fee_bps, escrow_paused, registry_paused, min_stake, min_stake_before } =
             truth.rows.parameters.unwrap_or_default();
-        let constructed = self.audit.deployment.registry_params.min_stake;
+        let constructed = self.verifier.deployment.registry_params.min_stake;
         let min_stake = match min_stake {
             Some((amount, since)) if since <= self.block.mined_at => amount,
             _ => min_stake_before.unwrap_or(constructed),
@@ -178,7 +182,7 @@ impl<'a> View<'a> {
         Ok(vec![answer(subject, &(fee_bps, escrow_paused, registry_paused, min_stake), &found)])
     }
 
-    async fn ask(&self, question: Question, truth: &Truth) -> Result<Vec<Answer>, AuditError> {
+    async fn ask(&self, question: Question, truth: &Truth) -> Result<Vec<Answer>, VerifyError> {
         match question {
             Question::Account(owner, token) => self.account(owner, token, truth).await,
             Question::Earned(node, token) => self.earned(node, token, truth).await,
@@ -251,12 +255,25 @@ fn questions(truth: &Truth) -> Vec<Question> {
 }
 
 /// Compares everything that the contracts return about what their events tell of.
-pub(super) async fn compare(view: &View<'_>, truth: &Truth, report: &mut Report) -> Result<(), AuditError> {
-    let questions = questions(truth);
+pub(super) async fn compare(view: &View<'_>, truth: &Truth, report: &mut Report) -> Result<(), VerifyError> {
+    put(view, questions(truth), truth, report).await
+}
+
+/// Compares what the escrow returns about some jobs.
+pub(super) async fn jobs(
+    view: &View<'_>,
+    ids: &BTreeSet<B256>,
+    truth: &Truth,
+    report: &mut Report,
+) -> Result<(), VerifyError> {
+    put(view, ids.iter().copied().map(Question::Job).collect(), truth, report).await
+}
+
+async fn put(view: &View<'_>, questions: Vec<Question>, truth: &Truth, report: &mut Report) -> Result<(), VerifyError> {
     let all = questions.len();
     let mut asked = 0;
     let mut answers =
-        stream::iter(questions).map(|question| view.ask(question, truth)).buffer_unordered(view.audit.concurrency);
+        stream::iter(questions).map(|question| view.ask(question, truth)).buffer_unordered(view.verifier.concurrency);
     while let Some(some) = answers.try_next().await? {
         asked += 1;
         if asked % TOLD_EVERY == 0 {
@@ -273,8 +290,8 @@ pub(super) async fn compare(view: &View<'_>, truth: &Truth, report: &mut Report)
 }
 
 /// Compares what the contracts hold with what they owe.
-pub(super) async fn solvency(view: &View<'_>, truth: &Truth, report: &mut Report) -> Result<(), AuditError> {
-    let deployment = &view.audit.deployment;
+pub(super) async fn solvency(view: &View<'_>, truth: &Truth, report: &mut Report) -> Result<(), VerifyError> {
+    let deployment = &view.verifier.deployment;
     let tokens: BTreeSet<Address> = truth.sums.keys().map(|(_, token)| *token).chain([Address::ZERO]).collect();
     for token in tokens {
         let of_token = || truth.sums.iter().filter(|((_, of), _)| *of == token);
