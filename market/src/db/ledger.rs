@@ -122,13 +122,13 @@ pub async fn balances(db: &mut PgConnection) -> Result<Vec<Balance>, sqlx::Error
 /// What is locked for each of `jobs`, by account and token; none that is zero.
 pub async fn job_balances(db: &mut PgConnection, jobs: &[B256]) -> Result<Movements, sqlx::Error> {
     let rows = sqlx::query!(
-        r#"select job_id as "job_id!: DbHash", token as "token: DbAddress", sum(amount) as "amount!"
+        r#"select job_id as "job_id!: DbHash", token as "token: DbAddress", sum(amount) as "amount!: DbSigned"
            from ledger_entry where job_id = any($1::bytea[]) group by job_id, token having sum(amount) <> 0"#,
         &jobs.iter().copied().map(DbHash).collect::<Vec<_>>() as _
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter().map(|row| Ok(((Account::Job(row.job_id.0), row.token.0), integer(&row.amount)?))).collect()
+    Ok(rows.into_iter().map(|row| ((Account::Job(row.job_id.0), row.token.0), row.amount.0)).collect())
 }
 
 /// What is left of a log's entries once reversals are taken off, by account and token.

@@ -72,31 +72,29 @@ pub async fn rewind(
         let events =
             logs.into_iter().map(|log| ChainEvent::decode(log, contracts)).collect::<Result<Vec<_>, DecodeError>>()?;
         let keys: BTreeSet<Key> = events.iter().flat_map(|event| event.event.keys()).collect();
-        let mut folded = rows::load(db, &keys).await?;
+        let stored = rows::load(db, &keys).await?;
+        let mut folded = stored.clone();
         for event in &events {
             folded.apply(event).map_err(ApplyError::from)?;
         }
-        rows::save(db, &folded).await?;
+        rows::save(db, &stored, &folded).await?;
         next = until + 1;
     }
     sqlx::query!("update redis_generation set generation = gen_random_uuid()::text").execute(db).await?;
     Ok(())
 }
 
-async fn forget_above(db: &mut PgConnection, number: u64) -> Result<(), sqlx::Error> {
-    let number = to_db(number)?;
-    // Of whatever is not known to stay, also of events that are not stored any more.
+async fn forget_above(db: &mut PgConnection, number_above: u64) -> Result<(), sqlx::Error> {
+    let number = to_db(number_above)?;
+    // By the entries themselves: the events they follow from may be gone.
     let blocks = sqlx::query_scalar!(
-        r#"select distinct l.block_hash as "hash: DbHash" from ledger_entry l
-           where not exists (
-               select from chain_block b where b.hash = l.block_hash and b.canonical and b.number <= $1
-           )"#,
+        r#"select distinct block_hash as "hash: DbHash" from ledger_entry where block_number > $1"#,
         number
     )
     .fetch_all(&mut *db)
     .await?;
     let blocks: Vec<B256> = blocks.into_iter().map(B256::from).collect();
-    ledger::reverse(db, &blocks).await?;
+    ledger::reverse(db, number_above, &blocks).await?;
     sqlx::query!("delete from chain_redemption where block_number > $1", number).execute(&mut *db).await?;
     sqlx::query!("delete from chain_event where block_number > $1", number).execute(&mut *db).await?;
     sqlx::query!("delete from chain_block where number > $1", number).execute(&mut *db).await?;
