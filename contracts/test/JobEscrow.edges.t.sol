@@ -4,7 +4,7 @@ pragma solidity ^0.8.37;
 import {Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
-import {IJobEscrow, JobState, Order, Result} from "../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobState, Order, Result, SkipReason} from "../src/interfaces/IJobEscrow.sol";
 import {Base, KeyVoucher} from "./Base.sol";
 import {ReentrantToken} from "./mocks/HostileTokens.sol";
 
@@ -186,5 +186,30 @@ contract EdgesTest is Base {
         _deposit(PRICE);
         _submit(_signedResult(order, PRICE));
         _assertJob(escrow.jobIdOf(order), JobState.Submitted, PRICE, NOW + MAX_WINDOW, node.addr);
+    }
+
+    /// @dev A result still counts in that second.
+    function test_AtItsDeadlineAJobIsNotRefundedYet() external {
+        Order memory order = _order();
+        _open(order);
+        vm.warp(order.deadline);
+        _refundSkipped(order, SkipReason.NotExpired);
+    }
+
+    function _bondsAfterAWindowOf(uint32 window) internal returns (uint32 bonds) {
+        Order memory order = _order();
+        (order.arbiter, order.challengeWindow) = (address(this), window);
+        _open(order);
+        _submit(_result(order));
+        (bonds,,,) = registry.recordOf(node.addr);
+    }
+
+    /// @dev It is paid at once: nothing would release the bond.
+    function test_AnArbiterWithoutAWindowLocksNoBond() external {
+        assertEq(_bondsAfterAWindowOf(0), 0);
+    }
+
+    function test_AnArbiterWithAWindowOfASecondLocksABond() external {
+        assertEq(_bondsAfterAWindowOf(1), 1);
     }
 }
