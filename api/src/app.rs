@@ -48,8 +48,6 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How many claims may ask the database at once.
     pub claim_slots: usize,
-    /// Blocks on top of one after which nothing in it is undone any more.
-    pub finality_depth: u64,
     /// Whom nodes may let redeem their vouchers.
     pub settler: Option<Address>,
 }
@@ -67,7 +65,6 @@ impl Default for Settings {
             cors_origins: Vec::new(),
             request_timeout: Duration::from_secs(30),
             claim_slots: 8,
-            finality_depth: 64,
             settler: None,
         }
     }

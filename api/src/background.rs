@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use chrono::TimeDelta;
 use market::{
     clock,
-    db::{chain, exposure, outbox::Source, session, work},
+    db::{chain_view, exposure, outbox::Source, session, work},
     redis::projector::Projector,
 };
 use tokio::{task::JoinSet, time::MissedTickBehavior};
@@ -85,9 +85,9 @@ async fn sweep_uploads(app: App) -> anyhow::Result<()> {
 /// Closes payments and signed orders of which the chain has had its last word, so that what is asked of the open ones stays
 /// cheap.
 pub async fn close_settled(app: App) -> anyhow::Result<()> {
-    let Some(cursor) = chain::cursor(&mut *app.parts.pool.acquire().await?).await? else { return Ok(()) };
+    let standing = chain_view::standing(&mut *app.parts.pool.acquire().await?).await?;
+    let Some(final_block) = standing.and_then(|standing| standing.irrevocable) else { return Ok(()) };
     let now = clock::now();
-    let final_block = cursor.block.number.saturating_sub(app.parts.settings.finality_depth);
     loop {
         let mut db = app.parts.pool.acquire().await?;
         let payments = exposure::close_payments(&mut db, final_block, now).await?;

@@ -7,6 +7,7 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use market::{
     Amount, clock,
+    confirmation::Level,
     db::{
         chain_view::{self, Balance},
         exposure::{self, Exposure},
@@ -24,7 +25,7 @@ use crate::{
     app::App,
     error::ApiResult,
     extract::{Json, Path},
-    wire::{Hash, WalletAddress},
+    wire::{ConfirmationBody, Hash, WalletAddress},
 };
 
 /// The routes of the chain.
@@ -59,6 +60,8 @@ struct ChainBody {
     tokens: BTreeMap<String, WalletAddress>,
     /// The last block that the indexer has applied; `null` before it began.
     indexed: Option<IndexedBlock>,
+    /// The latest block that counts as final; `null` while none does.
+    final_block: Option<u64>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -75,7 +78,9 @@ struct IndexedBlock {
 /// Which chain and contracts this is
 #[utoipa::path(get, path = "/lit-compute/chain", tag = "chain", responses((status = 200, body = ChainBody)))]
 async fn chain(State(app): State<App>) -> ApiResult<Json<ChainBody>> {
-    let indexed = chain_view::indexed(&mut *app.parts.pool.acquire().await?).await?;
+    let mut db = app.parts.pool.acquire().await?;
+    let indexed = chain_view::indexed(&mut db).await?;
+    let standing = chain_view::standing(&mut db).await?;
     let deployment = &app.parts.deployment;
     Ok(Json(ChainBody {
         chain_id: deployment.chain_id,
@@ -93,6 +98,7 @@ async fn chain(State(app): State<App>) -> ApiResult<Json<ChainBody>> {
             block_hash: Hash(block.block_hash),
             mined_at: block.mined_at,
         }),
+        final_block: standing.and_then(|standing| standing.final_block),
     }))
 }
 
@@ -126,7 +132,7 @@ struct PromisedBody {
     promised: Amount,
     /// What is set aside for single nodes and not on its way back.
     reserved: Amount,
-    /// What of the free balance is bound by no order.
+    /// What of the free balance is bound by no order and deep enough on the chain to count.
     available: Amount,
     /// With each node.
     channels: Vec<ChannelBody>,
@@ -167,6 +173,8 @@ struct BalanceBody {
     thawing: Amount,
     /// When that can be withdrawn.
     thaw_end: Option<DateTime<Utc>>,
+    /// How sure what is free is; `null` while it never moved.
+    confirmation: Option<ConfirmationBody>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -175,6 +183,8 @@ struct EarnedBody {
     token: WalletAddress,
     /// In the token's smallest unit.
     amount: Amount,
+    /// How sure it is; `null` while it never moved.
+    confirmation: Option<ConfirmationBody>,
 }
 
 /// What an address has in the escrow, as far as the indexer has read
@@ -196,11 +206,16 @@ async fn account(State(app): State<App>, Path(path): Path<AccountPath>) -> ApiRe
                 free: balance.free,
                 thawing: balance.thawing,
                 thaw_end: balance.thaw_end,
+                confirmation: balance.confirmation.map(ConfirmationBody::from),
             })
             .collect(),
         earned: earned
             .into_iter()
-            .map(|earning| EarnedBody { token: WalletAddress(earning.token), amount: earning.amount })
+            .map(|earning| EarnedBody {
+                token: WalletAddress(earning.token),
+                amount: earning.amount,
+                confirmation: earning.confirmation.map(ConfirmationBody::from),
+            })
             .collect(),
         accounts,
     }))
@@ -218,8 +233,11 @@ async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -
     }
     let mut exposures: BTreeMap<Address, Exposure> =
         balances.iter().map(|balance| (balance.token, Exposure::unbound(balance.free))).collect();
-    // Anyone may deposit any token for somebody; only in those with channels there is something to look up.
-    for token in channels.keys().map(|(token, _)| *token).collect::<BTreeSet<_>>() {
+    // Anyone may deposit any token for somebody; only in those with channels there is something to look up,
+    // or where some of the balance is too fresh to count.
+    let fresh = balances.iter().filter(|balance| balance.confirmation.is_some_and(|seen| seen.level != Level::Final));
+    let fresh = fresh.map(|balance| balance.token);
+    for token in channels.keys().map(|(token, _)| *token).chain(fresh).collect::<BTreeSet<_>>() {
         exposures.insert(token, exposure::of(db, owner, token, now).await?);
     }
     let account = |(token, exposure): (Address, Exposure)| {

@@ -31,7 +31,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::{
     app::App,
     error::{ApiError, ApiResult, Code},
-    wire::{Hash, HexBytes, WalletAddress},
+    wire::{ConfirmationBody, Hash, HexBytes, WalletAddress},
 };
 
 pub use funds::Funds;
@@ -121,8 +121,11 @@ pub struct JobBody {
     pub resolved_paid: Option<Amount>,
     /// When it was paid or refunded.
     pub closed_at: Option<DateTime<Utc>>,
-    /// The transaction that paid or refunded it.
+    /// The transaction that paid or refunded it. Until that is final the job is still `settling`.
     pub closed_tx: Option<Hash>,
+    /// How sure the latest that the chain says of it is; `null` while that is nothing. Before it is `confirmed` no node is
+    /// given the job.
+    pub confirmation: Option<ConfirmationBody>,
 }
 
 impl JobBody {
@@ -167,6 +170,7 @@ impl JobBody {
             resolved_paid: job.resolved_paid,
             closed_at: job.closed.map(|closed| closed.at),
             closed_tx: job.closed.map(|closed| Hash(closed.tx)),
+            confirmation: job.confirmation.map(ConfirmationBody::from),
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     extract::{Json, Path, Query},
     jobs::{JobBody, JobPage},
     page::{self, Cursor, Limit},
-    wire::{Hash, HexBytes, WalletAddress},
+    wire::{ConfirmationBody, Hash, HexBytes, WalletAddress},
 };
 
 /// The routes of nodes.
@@ -115,6 +115,12 @@ pub struct NodeBody {
     pub unbonding: Amount,
     /// When that may leave.
     pub unbond_end: Option<DateTime<Utc>>,
+    /// Of its stake, taken by arbiters for good, in wei.
+    pub slashed: Amount,
+    /// The same, in blocks that are not final yet, in wei.
+    pub slashing: Amount,
+    /// How sure the stake is; `null` while it never moved.
+    pub confirmation: Option<ConfirmationBody>,
     /// Most jobs at once, as on the chain.
     pub capacity: i64,
     /// What it performs, as on the chain.
@@ -127,7 +133,7 @@ pub struct NodeBody {
     pub active_jobs: i64,
     /// Jobs it completed.
     pub completed_jobs: i64,
-    /// Jobs it was paid for.
+    /// Jobs it was paid for, for good.
     pub paid_jobs: i64,
     /// How reliable it is, 0 to 100.
     #[schema(minimum = 0, maximum = 100)]
@@ -141,8 +147,18 @@ pub struct NodeBody {
 impl NodeBody {
     /// The node at `now`; nothing for one that is not (any more) registered on the chain.
     fn new(node: &NodeView, min_stake: Amount, now: DateTime<Utc>) -> Option<Self> {
-        let Registration { node_id, public_key, payout, capacity, operations, uri, stake, unbonding, unbond_end } =
-            node.registration.clone()?;
+        let Registration {
+            node_id,
+            public_key,
+            payout,
+            capacity,
+            operations,
+            uri,
+            stake,
+            unbonding,
+            unbond_end,
+            confirmation,
+        } = node.registration.clone()?;
         let status = if stake < min_stake {
             NodeStatus::Unstaked
         } else if node.is_online(now) {
@@ -161,6 +177,9 @@ impl NodeBody {
             stake,
             unbonding,
             unbond_end,
+            slashed: node.slashed,
+            slashing: node.slashing,
+            confirmation: confirmation.map(ConfirmationBody::from),
             capacity,
             operations,
             max_concurrent_jobs: profile.map(|profile| profile.max_concurrent_jobs),

@@ -98,10 +98,6 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_INDEX_LAG_SECS", default_value_t = 120)]
     max_index_lag_secs: u32,
 
-    /// Blocks on top of one after which a payment in it counts as final
-    #[arg(long, env = "FINALITY_DEPTH", default_value_t = 64, value_name = "BLOCKS")]
-    finality_depth: u64,
-
     /// Seconds that requests have to end when the process is told to
     #[arg(long, env = "SHUTDOWN_SECS", default_value_t = 25)]
     shutdown_secs: u32,
@@ -234,7 +230,6 @@ fn settings(args: &ServeArgs) -> Settings {
         lease: TimeDelta::seconds(args.lease_secs.into()),
         deadline_margin: TimeDelta::seconds(args.deadline_margin_secs.into()),
         settle_margin: TimeDelta::seconds(args.settle_margin_secs.into()),
-        finality_depth: args.finality_depth,
         settler: args.settler_address,
         max_index_lag: TimeDelta::seconds(args.max_index_lag_secs.into()),
         cors_origins: args.cors_origin.clone(),

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, fmt, str::FromStr};
 
 use alloy::primitives::{Address, B256, Bytes};
+use market::confirmation::{Confirmation, Level};
 use market::order::{AddressError, parse_address};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use utoipa::{
@@ -76,6 +77,29 @@ impl FromStr for HexBytes {
 impl fmt::Display for HexBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Bytes::copy_from_slice(&self.0).fmt(f)
+    }
+}
+
+/// How deep on the chain the latest lies that it says of something, and what that is enough for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Confirmation)]
+pub struct ConfirmationBody {
+    /// The block that it is in.
+    pub block_number: u64,
+    /// Its hash; missing where the header is no longer kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_hash: Option<Hash>,
+    /// Blocks on top of it.
+    pub depth: u64,
+    /// `pending`: too shallow to count. `confirmed`: deep enough for what it is worth. `final`: it stays.
+    pub level: Level,
+}
+
+impl From<Confirmation> for ConfirmationBody {
+    fn from(confirmation: Confirmation) -> Self {
+        let Confirmation { block_number, block_hash, depth, level } = confirmation;
+        Self { block_number, block_hash: block_hash.map(Hash), depth, level }
     }
 }
 

@@ -264,7 +264,8 @@ create table ledger_entry (
         else account in ('world', 'fee', 'transit', 'suspense') and owner is null and node is null and job_id is null
     end)
 );
--- Only the indexer asks for entries one by one, by their blocks: an index by account would take longer to write than the entry.
+-- Only the indexer asks for entries one by one, by their blocks: an index by account would take longer to write than the entry. Views ask
+-- for those of the blocks that are not final.
 create index ledger_entry_block on ledger_entry (block_number);
 
 -- A statement enters no two blocks of one number, so the number stands for the block.

@@ -28,6 +28,14 @@ insert into redis_generation (generation) values (gen_random_uuid());
 -- Orders the snapshots that projectors take of one entity; drawn under that entity's advisory lock.
 create sequence projection_version;
 
+-- Batches of each outbox that were applied to Redis, which keeps the same number: if it has less, it has lost something. Moved by
+-- whoever drains the outbox, in the transaction that removes the batch's rows.
+create table projection_progress (
+    source text primary key check (source in ('chain', 'work')),
+    batch  bigint not null check (batch >= 0)
+);
+insert into projection_progress (source, batch) values ('chain', 0), ('work', 0);
+
 -- Reads that no single writer's queries need.
 create index escrow_job_deadline on escrow_job (deadline) where state in ('open', 'submitted');
 create index escrow_job_listed on escrow_job (opened_at desc, job_id desc);
@@ -40,13 +48,11 @@ create index job_submission_listed on job_submission (created_at desc, job_id de
 -- cursor no chain is followed, and nothing can be undone. One row.
 create view chain_level as
 select
-    coalesce(c.block_number, 9223372036854775807) as block_number,
-    case
-        when c.block_number is null then 9223372036854775807
-        else least(coalesce(c.final_number, -1), c.block_number)
-    end as final_number
-from (values (true)) as one (singleton)
-left join chain_cursor c on c.singleton = one.singleton;
+    coalesce((select c.block_number from chain_cursor c), 9223372036854775807) as block_number,
+    coalesce(
+        (select least(coalesce(c.final_number, -1), c.block_number) from chain_cursor c),
+        9223372036854775807
+    ) as final_number;
 
 -- How deep the block of something worth `worth` of `of_token` must be to be acted on before it is final; null if it must be
 -- final. In plpgsql, which keeps the plan.
@@ -76,19 +82,23 @@ from signed_order g
 where not exists (select from escrow_job e where e.job_id = g.job_id and e.opened_at is not null);
 
 -- Orders on which a result can still be settled, as far as the chain and the requester's word go: their money is locked, or
--- promised and not yet paid. Time and vouchers are left to the reader.
+-- promised and not yet paid. Time and vouchers are left to the reader, and so is `is_confirmed`: no node is given what is not.
 create view open_order as
 select
     e.job_id, 'opened' as rail, e.requester, e.token, e.order_node, e.assigner, e.deadline, e.nonce, e.input_cid,
-    e.operation, e.spec_valid, e.opened_at as enqueued_at, coalesce(s.priority, 100) as priority, e.cancel_at
+    e.operation, e.spec_valid, e.opened_at as enqueued_at, coalesce(s.priority, 100) as priority, e.cancel_at,
+    -- Its block is as deep as its price asks. The depth is worked out only for what is not final.
+    e.opened_block <= l.final_number
+        or coalesce(l.block_number - e.opened_block >= confirmation_depth(e.token, e.max_price), false) as is_confirmed
 from escrow_job e
+cross join chain_level l
 left join job_submission s on s.job_id = e.job_id
 where e.state = 'open'
 union all
 select
     g.job_id, 'signed', g.requester, g.token, g.order_node, g.assigner, g.deadline, g.nonce, g.input_cid,
     g.operation, true, g.created_at, g.priority,
-    (select e.cancel_at from escrow_job e where e.job_id = g.job_id)
+    (select e.cancel_at from escrow_job e where e.job_id = g.job_id), true
 from signed_order g
 where g.closed_at is null and g.withdrawn_at is null
     and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none');
@@ -156,9 +166,11 @@ create view job_view as
 select
     j.job_id,
     case
+        -- What was paid or decided on the chain counts once that is final.
+        when e.state in ('paid', 'resolved') and e.closed_block > l.final_number then 'settling'
         when e.state = 'paid' then 'paid'
         -- A redeemed voucher pays for it, unless its requester had too little; it may give back a lock besides.
-        when v.covered and c.job_id is not null and v.paid then 'paid'
+        when v.covered and c.job_id is not null and v.paid and not coalesce(v.block_number > l.final_number, false) then 'paid'
         when v.covered and c.job_id is not null then 'settling'
         when e.state = 'refunded' then 'refunded'
         when e.state = 'resolved' then 'resolved'
@@ -211,12 +223,20 @@ select
     p.amount as due_amount, p.created_at as due_at,
     -- The payment.
     b.id as batch_id, b.kind as batch_kind, t.tx_hash as batch_tx, h.reason as hold_reason,
-    -- The chain it is on.
+    -- The chain it is on, and how sure the latest that it says of the job is.
     (select k.chain_id from chain_cursor k) as chain_id,
+    case
+        when o.rail = 'signed' then true
+        else coalesce(e.opened_block <= l.final_number
+            or l.block_number - e.opened_block >= confirmation_depth(e.token, e.max_price), false)
+    end as is_confirmed,
+    seen.block_number as seen_block,
+    (select k.hash from chain_block k where k.canonical and k.number = seen.block_number) as seen_hash, l.block_number as cursor_block, l.final_number,
     -- Who holds it or did it: as the chain says, else who completed, else who holds the lease.
     n.node, n.node_id,
     (select r.node_id from registry_node r where r.node = o.order_node) as order_node_id
 from known_job j
+cross join chain_level l
 left join job_order o on o.job_id = j.job_id
 left join escrow_job e on e.job_id = j.job_id
 left join signed_order g on g.job_id = j.job_id and o.rail = 'signed'
@@ -269,7 +289,17 @@ left join lateral (
         end as node
     ) z
     left join registry_node r on r.node = z.node
-) n on true;
+) n on true
+-- The block of the latest thing that the chain says of it. Of a result and an objection only the transaction is kept.
+cross join lateral (
+    select coalesce(
+        case when coalesce(v.covered, false) and e.state is distinct from 'paid' then v.block_number end,
+        e.closed_block,
+        (select q.block_number from chain_event q
+         where q.canonical and q.tx_hash = coalesce(e.disputed_tx, e.submitted_tx) limit 1),
+        e.opened_block
+    ) as block_number
+) seen;
 
 -- A job's status by itself.
 create view job_status as select job_id, status from job_view;
@@ -281,13 +311,19 @@ select
     r.node_id, r.public_key, r.payout, r.capacity, r.operations, r.uri, r.stake, r.unbonding, r.unbond_end,
     p.public_key as profile_public_key, p.max_concurrent_jobs, p.operations as profile_operations, p.registered_at,
     p.last_heartbeat_at,
-    active.jobs as active_jobs, completed.jobs as completed_jobs, paid.jobs as paid_jobs,
+    active.jobs as active_jobs, completed.jobs as completed_jobs, paid.jobs as paid_jobs, paid.slashed, paid.slashing,
+    moved.number as stake_block,
+    (select b.hash from chain_block b where b.canonical and b.number = moved.number) as stake_hash,
+    l.block_number as cursor_block, l.final_number,
+    l.block_number - moved.number >= confirmation_depth('\x0000000000000000000000000000000000000000', r.stake)
+        as stake_is_deep,
     recent.completed as recent_completed, recent.lost as recent_lost
 from (
     select node from registry_node
     union all
     select q.node from node_profile q where not exists (select from registry_node o where o.node = q.node)
 ) k
+cross join chain_level l
 left join registry_node r on r.node = k.node
 left join node_profile p on p.node = k.node
 left join lateral (
@@ -297,8 +333,21 @@ left join lateral (
     select count(*) as jobs from job_completion c where c.node = k.node
 ) completed on true
 left join lateral (
-    select count(*) as jobs from escrow_job e where e.node = k.node and e.state = 'paid'
+    -- Paid and slashed only once that is final.
+    select
+        count(*) filter (where e.state = 'paid' and e.closed_block <= l.final_number) as jobs,
+        coalesce(sum(e.slashed) filter (where e.closed_block <= l.final_number), 0) as slashed,
+        coalesce(sum(e.slashed) filter (where e.closed_block > l.final_number), 0) as slashing
+    from escrow_job e where e.node = k.node and e.state in ('paid', 'resolved')
 ) paid on true
+cross join lateral (
+    -- Where its stake moved last. What did not move since is as it was at the final block.
+    select coalesce(
+        (select max(y.block_number) from ledger_entry y
+         where y.block_number > l.final_number and y.block_number <= l.block_number and y.account = 'stake' and y.owner = k.node),
+        nullif(nullif(l.final_number, -1), 9223372036854775807)
+    ) as number
+) moved
 -- The latest attempts only: what reputation is made of costs the same for every node, and old failures are forgotten.
 left join lateral (
     select

@@ -4,8 +4,9 @@
 //! a payment and a slash count once their block is final.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, B256};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Amount;
@@ -175,6 +176,31 @@ pub enum Level {
     Confirmed,
     /// The chain will not take it back.
     Final,
+}
+
+/// How deep something lies on the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Confirmation {
+    /// The block that it is in.
+    pub block_number: u64,
+    /// Its hash, if the header is kept.
+    pub block_hash: Option<B256>,
+    /// Blocks applied on top.
+    pub depth: u64,
+    /// What that is enough for.
+    pub level: Level,
+}
+
+impl fmt::Display for Confirmation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = match self.level {
+            Level::Pending => "pending",
+            Level::Confirmed => "confirmed",
+            Level::Final => "final",
+        };
+        write!(f, "{level}, in block {} with {} on top", self.block_number, self.depth)
+    }
 }
 
 #[cfg(test)]

@@ -201,11 +201,11 @@ pub enum JobStatus {
     Active,
     /// Done; its payment is due.
     Completed,
-    /// Its payment is in a transaction that was sent, or promised by a voucher.
+    /// Its payment is in a transaction that was sent, promised by a voucher, or on the chain and not final yet.
     Settling,
     /// Its result is on the chain and its challenge window runs.
     Challengeable,
-    /// The node was credited.
+    /// The node was credited, for good.
     Paid,
     /// No node could do it; the requester is refunded after the deadline.
     Failed,
@@ -215,7 +215,7 @@ pub enum JobStatus {
     Refunded,
     /// The requester objects to the result, and the arbiter's time runs.
     Disputed,
-    /// The arbiter has divided the price.
+    /// The arbiter has divided the price, for good.
     Resolved,
     /// The requester gave notice; a result is still paid until that is over, and no node is given it any more.
     Cancelling,

@@ -18,7 +18,7 @@ use crate::{
     error::{ApiResult, Problem},
     extract::{Json, Path, Query},
     page::{self, Cursor, Limit},
-    wire::{Hash, WalletAddress},
+    wire::{ConfirmationBody, Hash, WalletAddress},
 };
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -46,7 +46,7 @@ enum PaymentStatus {
     Due,
     /// The settler has given it up: the contract refused it for good.
     Held,
-    /// In a transaction that was sent, or promised by a voucher.
+    /// In a transaction that was sent, promised by a voucher, or on the chain and not final yet.
     Settling,
     /// On the chain; the challenge window or the arbiter's time runs.
     Challengeable,
@@ -74,6 +74,8 @@ struct PaymentBody {
     tx: Option<Hash>,
     /// When the node was credited.
     paid_at: Option<DateTime<Utc>>,
+    /// How sure the latest that the chain says of its job is.
+    confirmation: Option<ConfirmationBody>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -119,6 +121,7 @@ async fn node_payments(
                 created_at: payment.created_at,
                 tx: tx.map(Hash),
                 paid_at,
+                confirmation: job.and_then(|job| job.confirmation).map(ConfirmationBody::from),
             }
         })
         .collect();
@@ -137,7 +140,10 @@ fn payment_status(job: &job_view::JobView, node: Address, now: DateTime<Utc>) ->
             (PaymentStatus::Paid, job.closed.map(|closed| closed.tx))
         }
         JobStatus::Challengeable | JobStatus::Disputed => (PaymentStatus::Challengeable, submitted),
-        JobStatus::Settling => (PaymentStatus::Settling, job.batch.and_then(|batch| batch.tx)),
+        JobStatus::Settling => {
+            let tx = job.closed.map(|closed| closed.tx).or(job.batch.and_then(|batch| batch.tx));
+            (PaymentStatus::Settling, tx)
+        }
         JobStatus::Completed if job.hold_reason.is_some() => (PaymentStatus::Held, None),
         JobStatus::Completed => (PaymentStatus::Due, None),
         _ => (PaymentStatus::Void, None),

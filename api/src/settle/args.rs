@@ -16,7 +16,7 @@ use market::settings::{ChainArgs, LogArgs};
 
 use super::admin::AdminCommand;
 use super::fees::{Fees, TargetFee};
-use super::settler::{Finality, Options};
+use super::settler::Options;
 
 /// `settle`: runs the settler, or looks at what it does.
 #[derive(Clone)]
@@ -137,10 +137,6 @@ pub struct RunArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     confirmations: u64,
 
-    /// When a block counts as final: as the chain's node says (finalized), or after so many blocks
-    #[arg(long, env = "SETTLER_FINALITY", default_value = "finalized", value_name = "BLOCKS|finalized")]
-    finality: Finality,
-
     /// Most to pay for a unit of gas, in wei; while the chain asks for more, nothing new is sent
     #[arg(long, env = "SETTLER_MAX_FEE_PER_GAS", default_value_t = 200_000_000_000, value_name = "WEI")]
     max_fee_per_gas: u128,
@@ -201,7 +197,6 @@ impl RunArgs {
             max_tx_cost: self.max_tx_cost.map_or(U256::MAX, |cost| cost.0),
             gas_budget: self.gas_budget.map(|budget| budget.0),
             confirmations: self.confirmations,
-            finality: self.finality,
             caps: Fees {
                 max_fee_per_gas: self.max_fee_per_gas,
                 max_priority_fee_per_gas: self.max_priority_fee_per_gas,

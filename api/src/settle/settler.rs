@@ -13,13 +13,13 @@ use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use market::batch::{Channel, Rate, Subject};
 use market::clock;
+use market::db::chain_view;
 use market::db::leader::{Fence, FenceError};
 use market::db::settlement::{self, Backoff, Filter, PendingBatch};
 use market::deployment::Deployment;
 use sqlx::PgPool;
 
 use super::fees::{Fees, TargetFee};
-use super::nonces::Nonces;
 use super::refusal::Refusal;
 
 /// Why a round ended early. The next one tries again.
@@ -42,28 +42,6 @@ pub enum RoundError {
     Other(#[from] anyhow::Error),
 }
 
-/// When a block counts as final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finality {
-    /// When the chain's node calls it finalized.
-    Tag,
-    /// So many blocks below the latest.
-    Depth(u64),
-}
-
-impl std::str::FromStr for Finality {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "finalized" => Ok(Self::Tag),
-            blocks => {
-                blocks.parse().map(Self::Depth).map_err(|_| "must be finalized, or a number of blocks".to_owned())
-            }
-        }
-    }
-}
-
 /// How to settle; see the command-line options of the same names.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -83,7 +61,6 @@ pub struct Options {
     /// Wei in 24 hours.
     pub gas_budget: Option<U256>,
     pub confirmations: u64,
-    pub finality: Finality,
     pub caps: Fees,
     pub bump_after: TimeDelta,
     pub max_pending: usize,
@@ -150,8 +127,6 @@ pub enum Condition {
     NodeBehind,
     /// A receipt says what the canonical logs do not.
     ReceiptContradicted(i64),
-    /// The node calls a block final that the indexer does not have on its chain.
-    FinalityContradicted,
 }
 
 impl Memory {
@@ -242,7 +217,7 @@ impl Settler {
                 }
             }
         }
-        self.finalize(fence, &nonces).await?;
+        self.finalize(fence).await?;
         if !quarantined {
             open += usize::from(self.fill_gap(fence, &pending, &nonces, head, &mut purse).await?);
             self.dispatch_due(fence, head, &nonces, open, &mut purse).await?;
@@ -274,18 +249,15 @@ impl Settler {
     }
 
     /// Marks what is final.
-    async fn finalize(&mut self, fence: Fence, nonces: &Nonces) -> Result<(), RoundError> {
+    async fn finalize(&mut self, fence: Fence) -> Result<(), RoundError> {
         let now = clock::now();
-        let Some(cursor) = nonces.cursor.filter(|_| self.memory.next_finality.is_none_or(|next| next <= now)) else {
+        if self.memory.next_finality.is_some_and(|next| now < next) {
             return Ok(());
-        };
+        }
         self.memory.next_finality = Some(now + TimeDelta::seconds(1));
-        let number = match self.options.finality {
-            Finality::Depth(blocks) => cursor.number.checked_sub(blocks),
-            Finality::Tag => self.finalized_block().await?.filter(|number| *number <= cursor.number),
-        };
-        let Some(number) = number else { return Ok(()) };
         let mut db = self.pool.begin().await?;
+        let standing = chain_view::standing(&mut db).await?;
+        let Some(number) = standing.and_then(|standing| standing.irrevocable) else { return Ok(()) };
         let last = settlement::finalize(&mut db, fence, number, now).await?;
         if !last.is_empty() {
             super::crash::at(super::crash::Point::Finality);
@@ -296,28 +268,5 @@ impl Settler {
             tracing::info!(batch, nonce, block = number, "final");
         }
         Ok(())
-    }
-
-    /// The chain's latest final block, if the indexer has it too.
-    async fn finalized_block(&mut self) -> Result<Option<u64>, RoundError> {
-        let Some(block) =
-            self.ask(self.provider.get_block_by_number(BlockNumberOrTag::Finalized).into_future()).await?
-        else {
-            return Ok(None);
-        };
-        let block = market::db::chain::BlockId { number: block.header.number, hash: block.header.hash };
-        let mut db = self.pool.acquire().await?;
-        let cursor = market::db::chain::cursor(&mut db).await?;
-        if cursor.is_none_or(|cursor| cursor.block.number < block.number) {
-            return Ok(None);
-        }
-        if settlement::is_canonical(&mut db, block).await? {
-            self.memory.ends(Condition::FinalityContradicted);
-            return Ok(Some(block.number));
-        }
-        if self.memory.begins(Condition::FinalityContradicted) {
-            tracing::error!(number = block.number, hash = %block.hash, "the node calls a block final that the indexer does not have");
-        }
-        Ok(None)
     }
 }

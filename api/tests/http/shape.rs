@@ -147,7 +147,7 @@ async fn an_account_shows_what_the_indexer_has_read() {
     let owner = api.requester().await;
     let account = api.get(&format!("/lit-compute/accounts/{}", owner.name())).await.ok();
     let zero = Address::ZERO.to_checksum(None);
-    let balance = json!({ "token": zero, "free": "1000000", "thawing": "0", "thawEnd": null });
+    let balance = json!({ "token": zero, "free": "1000000", "thawing": "0", "thawEnd": null, "confirmation": null });
     let bound = json!({ "token": zero, "promised": "0", "reserved": "0", "available": "1000000", "channels": [] });
     assert_eq!(
         account.body,
@@ -175,8 +175,8 @@ async fn set_cursor(api: &Api, number: i64, mined_secs: u64) {
             insert into chain_block (hash, number, parent_hash, mined_at, canonical)
             values (decode(lpad($1::text, 64, '0'), 'hex'), $1, decode(repeat('00', 32), 'hex'), to_timestamp($2), true)
             returning hash)
-         insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch)
-         select 31337, decode(repeat('e5', 20), 'hex'), decode(repeat('4e', 20), 'hex'), $1, hash, 1 from block",
+         insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, undo_above, epoch, final_number)
+         select 31337, decode(repeat('e5', 20), 'hex'), decode(repeat('4e', 20), 'hex'), $1, hash, 0, 1, $1 from block",
     )
     .bind(number)
     .bind(f64::from(u32::try_from(mined_secs).unwrap()))
@@ -301,4 +301,25 @@ async fn without_postgres_nothing_opens_and_the_reason_stays_inside() {
     let ready = api.get("/health/ready").await;
     assert_eq!((ready.status.as_u16(), &check(&ready, "postgres")["ok"]), (503, &json!(false)));
     assert_eq!(api.get("/health/live").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_too_shallow_for_its_price_is_shown_and_not_offered() {
+    let api = Api::start().await;
+    let id = api.open_job().await;
+    set_cursor(&api, 3, 1_800_000_000).await;
+    sqlx::query("update chain_cursor set final_number = 0").execute(&api.pool).await.unwrap();
+    let pending = async || api.get("/lit-compute/jobs/pending/list").await.ok().body["jobs"].as_array().unwrap().len();
+    let job = async || api.get(&format!("/lit-compute/jobs/{id}")).await.ok();
+    assert_eq!(job().await.text("status"), "pending");
+    assert_eq!(job().await.body["confirmation"], json!({ "blockNumber": 1, "depth": 2, "level": "pending" }));
+    assert_eq!(pending().await, 0);
+
+    let step = "insert into confirmation_step (token, up_to, depth) values (decode(repeat('00', 20), 'hex'), 1000, 2)";
+    sqlx::query(step).execute(&api.pool).await.unwrap();
+    assert_eq!(job().await.body["confirmation"]["level"], "confirmed");
+    assert_eq!(pending().await, 1);
+    sqlx::query("update chain_cursor set final_number = 1").execute(&api.pool).await.unwrap();
+    assert_eq!(job().await.body["confirmation"]["level"], "final");
+    assert_eq!(api.get("/lit-compute/chain").await.ok().int("finalBlock"), 1);
 }

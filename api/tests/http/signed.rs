@@ -90,12 +90,12 @@ impl Market {
         db::escrow::save_channels(&mut db, &BTreeMap::from([(key, channel)])).await.unwrap();
     }
 
-    /// Sets the indexer's cursor.
+    /// Sets the indexer's cursor, and finality 64 blocks below.
     pub async fn indexed(&self, number: i64) {
         sqlx::query(
-            "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, epoch)
-             values (31337, $1, $2, $3, $4, 1)
-             on conflict (singleton) do update set block_number = excluded.block_number",
+            "insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, undo_above, epoch, final_number)
+             values (31337, $1, $2, $3, $4, 0, 1, $3 - 64)
+             on conflict (singleton) do update set block_number = excluded.block_number, final_number = excluded.final_number",
         )
         .bind(deployment().escrow.as_slice())
         .bind(deployment().registry.as_slice())

@@ -3,22 +3,19 @@
 use crate::rails::EAGER;
 use crate::world::{World, ended};
 
-/// Nothing is final on a chain that stands still unless its latest block is.
-const FINAL_AT_ONCE: [&str; 2] = ["--finality", "0"];
-
 /// Dies at `point`, starts again, and must have paid once, on all rails. `stored` says whether the first one got as far as
 /// storing signed bytes.
 async fn dies_at(point: &str, stored: bool) {
-    let mut world = World::start().await;
+    let mut world = World::start_irrevocable().await;
     world.allow_settler().await;
     let jobs = world.mixed().await;
-    let mut first = world.settler().args(EAGER).args(FINAL_AT_ONCE).env("LITTORAL_ABORT_AT", point).spawn().unwrap();
+    let mut first = world.settler().args(EAGER).env("LITTORAL_ABORT_AT", point).spawn().unwrap();
     ended(&mut first).await;
     assert!(first.output().contains("aborting"), "{}", first.log_tail());
     let signed = world.signed().await;
     assert_eq!(!signed.is_empty(), stored, "nothing is signed and not stored");
 
-    let second = world.settler().args(EAGER).args(FINAL_AT_ONCE).spawn().unwrap();
+    let second = world.settler().args(EAGER).spawn().unwrap();
     world.wait_done(&jobs).await;
     world.assert_exactly_once(&jobs).await;
     let attempts = world.signed().await;

@@ -83,6 +83,15 @@ pub struct World {
 
 impl World {
     pub async fn start() -> Self {
+        Self::with(true).await
+    }
+
+    /// On a chain that takes nothing back: what is mined is final for good.
+    pub async fn start_irrevocable() -> Self {
+        Self::with(false).await
+    }
+
+    async fn with(reorgs_below_final: bool) -> Self {
         let dir = devnet::paths::scratch_dir("settle").unwrap();
         let (database, anvil, redis) = tokio::try_join!(
             TestDatabase::create(),
@@ -91,8 +100,10 @@ impl World {
         )
         .unwrap();
         let manifest = dir.path().join("manifest.json");
-        let deployment =
+        let mut deployment =
             Deployment::deploy_fast(anvil.rpc_url(), DEPLOYER, &manifest, DeployParams::default()).await.unwrap();
+        deployment.manifest.confirmation.reorgs_below_final = reorgs_below_final;
+        deployment.save().unwrap();
         let pool = market::db::connect(database.url(), 5).await.unwrap();
         market::db::migrate(&pool).await.unwrap();
         let indexer =

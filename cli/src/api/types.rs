@@ -2,6 +2,7 @@
 
 use alloy::primitives::{Address, B256, Bytes};
 use chrono::{DateTime, Utc};
+use market::confirmation::Confirmation;
 use market::db::order::Rail;
 use market::job::{Fence, JobStatus};
 use market::order::{OrderJson, SpecJson, checked, checksummed};
@@ -205,6 +206,9 @@ pub struct Job {
     pub submitted_tx: Option<B256>,
     /// What paid or refunded it.
     pub closed_tx: Option<B256>,
+    /// How sure the latest that the chain says of it is.
+    #[serde(default)]
+    pub confirmation: Option<Confirmation>,
 }
 
 /// `GET jobs`.

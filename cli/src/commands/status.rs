@@ -57,6 +57,7 @@ async fn one_job(context: &Context, job_id: B256) -> anyhow::Result<()> {
         rows.extend(job.last_error.clone().map(|error| ("last error", error)));
         rows.extend(job.opened_tx.map(|tx| ("opened in", tx.to_string())));
         rows.extend(job.closed_tx.map(|tx| ("closed in", tx.to_string())));
+        rows.extend(job.confirmation.map(|confirmation| ("confirmation", confirmation.to_string())));
         rows.extend(
             on_chain.map(|entry| ("on chain", format!("{}, {} locked", state_name(entry.state), entry.locked))),
         );

@@ -189,11 +189,13 @@ fn print(context: &Context, job: &Job, started: Instant) -> anyhow::Result<()> {
         "jobId": job.job_id, "status": job.status, "at": now, "seconds": seconds,
         "node": job.node.map(|node| node.to_checksum(None)), "outputCID": job.output_cid, "price": job.price,
         "lastError": job.last_error, "submittedTx": job.submitted_tx, "closedTx": job.closed_tx,
+        "confirmation": job.confirmation,
     });
     context.out.result(&value, || {
         let more = match job.status {
             JobStatus::Active => job.node.map(|node| format!("by {node}")),
             JobStatus::Completed => job.output_cid.map(|cid| format!("output {cid}")),
+            JobStatus::Settling => job.confirmation.filter(|_| job.closed_tx.is_some()).map(|seen| seen.to_string()),
             JobStatus::Challengeable => job.finalize_at.map(|at| format!("until {at}")),
             JobStatus::Paid | JobStatus::Refunded => job.closed_tx.map(|tx| format!("in {tx}")),
             JobStatus::Pending | JobStatus::Failed => job.last_error.clone(),

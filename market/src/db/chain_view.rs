@@ -7,8 +7,10 @@ use sqlx::postgres::PgConnection;
 pub use super::confirmation::{ObserveError, Standing, observe, standing};
 
 use super::chain::from_db;
+use super::confirmation::Seen;
 use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;
+use crate::confirmation::Confirmation;
 
 /// What an address has in the escrow in one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct Balance {
     pub thawing: Amount,
     /// When that can be withdrawn.
     pub thaw_end: Option<DateTime<Utc>>,
+    /// How sure what is free is.
+    pub confirmation: Option<Confirmation>,
 }
 
 /// What a node has earned in one token and not withdrawn.
@@ -30,6 +34,8 @@ pub struct Earning {
     pub token: Address,
     /// In the token's smallest unit.
     pub amount: Amount,
+    /// How sure it is.
+    pub confirmation: Option<Confirmation>,
 }
 
 /// The last block that the indexer applied.
@@ -46,28 +52,72 @@ pub struct Indexed {
 /// Balances of `owner`, by token.
 pub async fn balances(db: &mut PgConnection, owner: Address) -> Result<Vec<Balance>, sqlx::Error> {
     let rows = sqlx::query!(
-        r#"select token as "token: DbAddress", free as "free: DbAmount", thawing as "thawing: DbAmount", thaw_end
-           from escrow_account where owner = $1 order by token"#,
+        r#"select a.token as "token: DbAddress", a.free as "free: DbAmount", a.thawing as "thawing: DbAmount", a.thaw_end,
+                  m.number as "block?",
+                  (select b.hash from chain_block b where b.canonical and b.number = m.number) as "hash?: DbHash",
+                  coalesce(l.block_number - m.number >= confirmation_depth(a.token, a.free), false) as "is_deep!",
+                  l.block_number as "cursor!", l.final_number as "last!"
+           from escrow_account a
+           cross join chain_level l
+           cross join lateral (
+               -- What did not move since is as it was at the final block.
+               select coalesce(
+                   (select max(y.block_number) from ledger_entry y
+                    where y.block_number > l.final_number and y.block_number <= l.block_number
+                        and y.account = 'free' and y.owner = a.owner and y.token = a.token),
+                   nullif(nullif(l.final_number, -1), 9223372036854775807)
+               ) as number
+           ) m
+           where a.owner = $1 order by a.token"#,
         DbAddress(owner) as _
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Balance { token: row.token.0, free: row.free.0, thawing: row.thawing.0, thaw_end: row.thaw_end })
-        .collect())
+    rows.into_iter()
+        .map(|row| {
+            let seen = Seen { block: row.block, hash: row.hash, is_deep: row.is_deep };
+            Ok(Balance {
+                token: row.token.0,
+                free: row.free.0,
+                thawing: row.thawing.0,
+                thaw_end: row.thaw_end,
+                confirmation: seen.confirmation(row.cursor, row.last)?,
+            })
+        })
+        .collect()
 }
 
 /// What `node` has earned, by token.
 pub async fn earnings(db: &mut PgConnection, node: Address) -> Result<Vec<Earning>, sqlx::Error> {
     let rows = sqlx::query!(
-        r#"select token as "token: DbAddress", earned as "earned: DbAmount"
-           from escrow_earned where node = $1 order by token"#,
+        r#"select a.token as "token: DbAddress", a.earned as "earned: DbAmount",
+                  m.number as "block?",
+                  (select b.hash from chain_block b where b.canonical and b.number = m.number) as "hash?: DbHash",
+                  coalesce(l.block_number - m.number >= confirmation_depth(a.token, a.earned), false) as "is_deep!",
+                  l.block_number as "cursor!", l.final_number as "last!"
+           from escrow_earned a
+           cross join chain_level l
+           cross join lateral (
+               -- What did not move since is as it was at the final block.
+               select coalesce(
+                   (select max(y.block_number) from ledger_entry y
+                    where y.block_number > l.final_number and y.block_number <= l.block_number
+                        and y.account = 'earned' and y.owner = a.node and y.token = a.token),
+                   nullif(nullif(l.final_number, -1), 9223372036854775807)
+               ) as number
+           ) m
+           where a.node = $1 order by a.token"#,
         DbAddress(node) as _
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(|row| Earning { token: row.token.0, amount: row.earned.0 }).collect())
+    rows.into_iter()
+        .map(|row| {
+            let seen = Seen { block: row.block, hash: row.hash, is_deep: row.is_deep };
+            let confirmation = seen.confirmation(row.cursor, row.last)?;
+            Ok(Earning { token: row.token.0, amount: row.earned.0, confirmation })
+        })
+        .collect()
 }
 
 /// How far the indexer has read; nothing before it began.

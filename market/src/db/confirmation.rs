@@ -14,7 +14,7 @@ use super::chain::{BlockId, HEADERS_KEPT, from_db, to_db};
 use super::leader::{Fence, FenceError};
 use super::outbox::{self, Entity, Source};
 use super::types::{DbAddress, DbAmount, DbHash};
-use crate::confirmation::{Finality, Policy, Step};
+use crate::confirmation::{self, Confirmation, Finality, Policy, Step};
 
 /// Where the chain stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,35 @@ pub struct Standing {
     pub irrevocable: Option<u64>,
     /// Latest block that the chain was seen to have.
     pub head: Option<u64>,
+}
+
+/// Where a view found the latest that the chain says of something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// Number of the block.
+    pub block: Option<i64>,
+    /// Its hash.
+    pub hash: Option<DbHash>,
+    /// Whether that is deep enough for what it is worth.
+    pub is_deep: bool,
+}
+
+impl Seen {
+    /// How sure it is with the cursor at block `cursor` and blocks up to `last` final; nothing of what was not seen.
+    pub fn confirmation(self, cursor: i64, last: i64) -> Result<Option<Confirmation>, sqlx::Error> {
+        let Some(block) = self.block else { return Ok(None) };
+        let level = match (block <= last, self.is_deep) {
+            (true, _) => confirmation::Level::Final,
+            (false, true) => confirmation::Level::Confirmed,
+            (false, false) => confirmation::Level::Pending,
+        };
+        Ok(Some(Confirmation {
+            block_number: from_db(block)?,
+            block_hash: self.hash.map(B256::from),
+            depth: from_db(cursor.saturating_sub(block).max(0))?,
+            level,
+        }))
+    }
 }
 
 /// Why what the chain's nodes say was not taken down.

@@ -3,7 +3,8 @@
 //!
 //! What a reservation covers is paid from it. The rest of what is promised must fit into the free balance:
 //! `Σ max(0, promised(node) − reserved(node)) + promised to whoever comes ≤ free`. Funds on their way out count no more from
-//! the moment of the notice, although until its end the contract still pays from them.
+//! the moment of the notice, although until its end the contract still pays from them; what came counts once its block is deep
+//! enough for it, as that of an opened job must be.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ const LAPSED_AFTER: TimeDelta = TimeDelta::hours(1);
 /// What a requester has in one token, and what that is bound by. Amounts in the token's smallest unit.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Exposure {
-    /// The free balance.
+    /// The free balance, without what came in blocks that are not deep enough for it.
     pub free: Amount,
     /// On its way out of the account. Counts for nothing.
     pub thawing: Amount,
@@ -118,6 +119,18 @@ pub async fn of(
                   thawing as "thawing!: DbAmount"
            from escrow_account where owner = $1 and token = $2
            union all
+           -- What came in blocks that are not as deep as its amount asks may go again. Entries of a block that was taken back are
+           -- booked the other way round beside them, so each log's are added up.
+           select 'shallow', null, coalesce(sum(c.amount), 0), 0
+           from (
+               select y.block_number as number, sum(y.amount) as amount
+               from chain_level l
+               join ledger_entry y on y.block_number > l.final_number and y.account = 'free' and y.owner = $1 and y.token = $2
+               group by y.block_number, y.block_hash, y.log_index having sum(y.amount) > 0
+           ) c
+           cross join chain_level l
+           where coalesce(l.block_number - c.number < confirmation_depth($2::bytea, c.amount), true)
+           union all
            select 'reserved', node, reserved - thawing, 0 from escrow_channel
            where requester = $1 and token = $2 and reserved > thawing
            union all
@@ -135,10 +148,11 @@ pub async fn of(
     )
     .fetch_all(db)
     .await?;
-    let mut exposure = Exposure::default();
+    let (mut exposure, mut shallow) = (Exposure::default(), Amount::ZERO);
     for row in rows {
         let (node, amount) = (row.node.map(Address::from), row.amount.0);
         match (row.what.as_str(), node) {
+            ("shallow", _) => shallow = amount,
             ("account", _) => (exposure.free, exposure.thawing) = (amount, row.thawing.0),
             ("reserved", Some(node)) => {
                 exposure.reserved.insert(node, amount.0);
@@ -148,6 +162,7 @@ pub async fn of(
             }
         }
     }
+    exposure.free = Amount(exposure.free.0.saturating_sub(shallow.0));
     Ok(exposure)
 }
 

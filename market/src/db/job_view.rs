@@ -109,7 +109,7 @@ pub async fn pending(
                     floor(extract(epoch from j.not_before) * 1000)::bigint
                 ) as score
             ) q
-            where j.status = 'pending' and j.escrow_state = 'open' and j.spec_valid and j.deadline >= $2
+            where j.status = 'pending' and j.escrow_state = 'open' and j.is_confirmed and j.spec_valid and j.deadline >= $2
                 and ($3::bigint is null or (q.score, j.job_id) > ($3, $4::bytea))
             order by q.score, j.job_id
             limit $5",
@@ -221,7 +221,7 @@ pub async fn due_ids(
     Ok(rows.into_iter().map(|row| (row.created_at, row.job_id.0)).collect())
 }
 
-/// Jobs whose Redis state names one of `nodes`: leased by it, or done by it and not closed.
+/// Jobs whose Redis state names one of `nodes`: leased by it, or done by it and not closed for good.
 pub async fn ids_of_nodes(db: &mut PgConnection, nodes: &[Address]) -> Result<Vec<B256>, sqlx::Error> {
     let nodes: Vec<DbAddress> = nodes.iter().copied().map(DbAddress).collect();
     let rows = sqlx::query_scalar!(
@@ -230,7 +230,9 @@ pub async fn ids_of_nodes(db: &mut PgConnection, nodes: &[Address]) -> Result<Ve
         select p.job_id from payment_due p join job_status e on e.job_id = p.job_id
         where p.node = any($1) and p.closed_at is null and e.status in ('completed', 'settling')
         union
-        select e.job_id from escrow_job e where e.node = any($1) and e.state in ('submitted', 'disputed')"#,
+        select e.job_id from escrow_job e cross join chain_level l
+        where e.node = any($1)
+            and (e.state in ('submitted', 'disputed') or (e.state = 'paid' and e.closed_block > l.final_number))"#,
         &nodes[..] as _
     )
     .fetch_all(db)

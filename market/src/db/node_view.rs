@@ -5,8 +5,10 @@ use alloy::primitives::{Address, B256};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgConnection;
 
+use super::confirmation::Seen;
 use super::types::{DbAddress, DbAmount, DbHash};
 use crate::Amount;
+use crate::confirmation::Confirmation;
 use crate::redis::keys::NODE_TTL_SECS;
 
 /// One node.
@@ -22,8 +24,12 @@ pub struct NodeView {
     pub active_jobs: i64,
     /// Jobs it completed.
     pub completed_jobs: i64,
-    /// Jobs it was paid for.
+    /// Jobs it was paid for, for good.
     pub paid_jobs: i64,
+    /// Of its stake, taken by arbiters for good, in wei.
+    pub slashed: Amount,
+    /// The same, in blocks that are not final.
+    pub slashing: Amount,
     /// 0 to 100; see [`reputation`].
     pub reputation: u8,
 }
@@ -49,6 +55,8 @@ pub struct Registration {
     pub unbonding: Amount,
     /// When that may leave.
     pub unbond_end: Option<DateTime<Utc>>,
+    /// How sure the stake is; nothing while it never moved.
+    pub confirmation: Option<Confirmation>,
 }
 
 /// A registration with the API.
@@ -134,6 +142,13 @@ struct Row {
     active_jobs: i64,
     completed_jobs: i64,
     paid_jobs: i64,
+    slashed: DbAmount,
+    slashing: DbAmount,
+    stake_block: Option<i64>,
+    stake_hash: Option<DbHash>,
+    stake_is_deep: Option<bool>,
+    cursor_block: i64,
+    final_number: i64,
     recent_completed: i64,
     recent_lost: i64,
 }
@@ -150,6 +165,9 @@ macro_rules! select_nodes {
                 n.max_concurrent_jobs as "max_concurrent_jobs?", n.profile_operations as "profile_operations?",
                 n.registered_at as "registered_at?", n.last_heartbeat_at as "last_heartbeat_at?",
                 n.active_jobs as "active_jobs!", n.completed_jobs as "completed_jobs!", n.paid_jobs as "paid_jobs!",
+                n.slashed as "slashed!: DbAmount", n.slashing as "slashing!: DbAmount", n.stake_block as "stake_block?",
+                n.stake_hash as "stake_hash?: DbHash", n.stake_is_deep as "stake_is_deep?",
+                n.cursor_block as "cursor_block!", n.final_number as "final_number!",
                 n.recent_completed as "recent_completed!", n.recent_lost as "recent_lost!"
             from node_view n "# + $rest,
             $($arg),*
@@ -159,27 +177,31 @@ macro_rules! select_nodes {
 
 /// The node, if it is registered on the chain or with the API.
 pub async fn by_address(db: &mut PgConnection, node: Address) -> Result<Option<NodeView>, sqlx::Error> {
-    Ok(select_nodes!("where n.node = $1", DbAddress(node) as _).fetch_optional(db).await?.map(NodeView::from))
+    select_nodes!("where n.node = $1", DbAddress(node) as _)
+        .fetch_optional(db)
+        .await?
+        .map(NodeView::try_from)
+        .transpose()
 }
 
 /// Those of `nodes` that exist, in no particular order.
 pub async fn by_addresses(db: &mut PgConnection, nodes: &[Address]) -> Result<Vec<NodeView>, sqlx::Error> {
     let nodes: Vec<DbAddress> = nodes.iter().copied().map(DbAddress).collect();
     let rows = select_nodes!("where n.node = any($1)", &nodes[..] as _).fetch_all(db).await?;
-    Ok(rows.into_iter().map(NodeView::from).collect())
+    rows.into_iter().map(NodeView::try_from).collect()
 }
 
 /// The node that is registered on the chain under `node_id`.
 pub async fn by_node_id(db: &mut PgConnection, node_id: B256) -> Result<Option<NodeView>, sqlx::Error> {
     let row = select_nodes!("where n.node_id = $1", DbHash(node_id) as _).fetch_optional(db).await?;
-    Ok(row.map(NodeView::from))
+    row.map(NodeView::try_from).transpose()
 }
 
 /// Nodes by address, at most `limit`, from behind `after` (zero for the start).
 pub async fn list(db: &mut PgConnection, after: Address, limit: i64) -> Result<Vec<NodeView>, sqlx::Error> {
     let rows =
         select_nodes!("where n.node > $1 order by n.node limit $2", DbAddress(after) as _, limit).fetch_all(db).await?;
-    Ok(rows.into_iter().map(NodeView::from).collect())
+    rows.into_iter().map(NodeView::try_from).collect()
 }
 
 /// The operator's address of the node registered under `node_id`.
@@ -217,7 +239,13 @@ pub async fn node_id_of(db: &mut PgConnection, node: Address) -> Result<Option<B
 }
 
 impl Row {
-    fn registration(&mut self) -> Option<Registration> {
+    fn confirmation(&self) -> Result<Option<Confirmation>, sqlx::Error> {
+        let is_deep = self.stake_is_deep.unwrap_or(false);
+        Seen { block: self.stake_block, hash: self.stake_hash, is_deep }
+            .confirmation(self.cursor_block, self.final_number)
+    }
+
+    fn registration(&mut self, confirmation: Option<Confirmation>) -> Option<Registration> {
         Some(Registration {
             node_id: self.node_id?.0,
             public_key: self.public_key.take()?,
@@ -228,6 +256,7 @@ impl Row {
             stake: self.stake?.0,
             unbonding: self.unbonding?.0,
             unbond_end: self.unbond_end,
+            confirmation,
         })
     }
 
@@ -242,17 +271,22 @@ impl Row {
     }
 }
 
-impl From<Row> for NodeView {
-    fn from(mut row: Row) -> Self {
-        Self {
+impl TryFrom<Row> for NodeView {
+    type Error = sqlx::Error;
+
+    fn try_from(mut row: Row) -> Result<Self, Self::Error> {
+        let confirmation = row.confirmation()?;
+        Ok(Self {
             node: row.node.0,
-            registration: row.registration(),
+            registration: row.registration(confirmation),
             profile: row.profile(),
             active_jobs: row.active_jobs,
             completed_jobs: row.completed_jobs,
             paid_jobs: row.paid_jobs,
+            slashed: row.slashed.0,
+            slashing: row.slashing.0,
             reputation: reputation(row.recent_completed, row.recent_lost),
-        }
+        })
     }
 }
 

@@ -17,6 +17,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// Its name in Redis and in `projection_progress`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chain => "chain",
+            Self::Work => "work",
+        }
+    }
+
     /// The Postgres channel that is notified when rows were added and committed.
     #[must_use]
     pub fn channel(self) -> &'static str {

@@ -32,9 +32,53 @@ impl Duty {
     }
 }
 
-/// Takes `duty` until the transaction ends; false if another process has it.
+/// How long a process may leave its duty undone, frozen perhaps, before Postgres gives it to another.
+const LONGEST_IDLE: &str = "10s";
+
+/// Takes `duty` until the transaction ends; false if another process has it. But for a rebuild, which waits for Redis at
+/// length, the transaction ends if nothing is heard of it for ten seconds.
 pub async fn try_take(db: &mut PgConnection, duty: Duty) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "taken!""#, duty.lock_key()).fetch_one(db).await
+    let longest_idle = if duty == Duty::Rebuild { "0" } else { LONGEST_IDLE };
+    let row = sqlx::query!(
+        r#"select pg_try_advisory_xact_lock($1) as "taken!",
+                  set_config('idle_in_transaction_session_timeout', $2, true) as "idle!""#,
+        duty.lock_key(),
+        longest_idle
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(row.taken)
+}
+
+/// How far an outbox was applied, and on whose authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The name of this database's contents.
+    pub generation: String,
+    /// Epoch of the latest indexer that led; zero before the first.
+    pub epoch: i64,
+    /// Batches that were applied.
+    pub batch: i64,
+}
+
+/// How far `source` was applied.
+pub async fn progress(db: &mut PgConnection, source: Source) -> Result<Progress, sqlx::Error> {
+    sqlx::query_as!(
+        Progress,
+        r#"select g.generation, p.batch, coalesce((select epoch from leader where role = 'indexer'), 0) as "epoch!"
+           from redis_generation g cross join projection_progress p where p.source = $1"#,
+        source.name()
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// Notes that one more batch of `source` was applied, under its [`Duty::Drain`].
+pub async fn advance(db: &mut PgConnection, source: Source) -> Result<(), sqlx::Error> {
+    sqlx::query!("update projection_progress set batch = batch + 1 where source = $1", source.name())
+        .execute(db)
+        .await?;
+    Ok(())
 }
 
 /// Locks `entities` until the transaction ends and draws a version for the snapshots that are read under the locks. Whoever

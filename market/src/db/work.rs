@@ -110,7 +110,7 @@ macro_rules! claimable {
         sqlx::$what!(
             $($ty,)?
             $select + "
-             where e.spec_valid and e.cancel_at is null and e.deadline >= $1 and e.operation = any($2)
+             where e.spec_valid and e.is_confirmed and e.cancel_at is null and e.deadline >= $1 and e.operation = any($2)
                  and (e.order_node = $3 or (e.order_node = $4 and e.assigner = $5 and not exists (
                      select from job_attempt a where a.job_id = e.job_id and a.node = $3 and a.outcome is not null
                      having bool_or(a.outcome = 'failed') or count(*) >= $7

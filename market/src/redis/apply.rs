@@ -5,21 +5,33 @@
 //! the snapshot is read until Redis has answered, so snapshots are applied in the order in which they were read. Should a
 //! command be given up on (a timeout) and still be carried out later, the version drawn under the lock tells the script
 //! that it comes too late.
+//!
+//! What comes from an outbox comes in numbered batches, each applied and published in one script. It refuses a batch that was
+//! applied before, one of an earlier leader, and one from a database that has lost its latest commits; one that does not follow
+//! the last tells that Redis has lost something, and has it filled anew.
 
 use std::collections::{BTreeMap, HashMap};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::postgres::PgConnection;
 
 use super::client::{Client, RedisError};
 use super::keys::VERSION_TTL_SECS;
-use super::plan::{self, Event, JobPlan, NodePlan};
-use crate::db::outbox::Entity;
+use super::plan::{self, Event};
+use crate::db::outbox::{Entity, Source};
 use crate::db::{job_view, node_view, projection};
 
-const JOB_LUA: &str = include_str!("lua/job.lua");
-const NODE_LUA: &str = include_str!("lua/node.lua");
+/// One script for all entities, so that a batch is applied in one step.
+const BATCH_LUA: &str = concat!(
+    "local function job(KEYS, ARGV)\n",
+    include_str!("lua/job.lua"),
+    "\nend\nlocal function node(KEYS, ARGV)\n",
+    include_str!("lua/node.lua"),
+    "\nend\n",
+    include_str!("lua/batch.lua"),
+);
 
 /// Why entities could not be projected.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +47,35 @@ pub enum ProjectError {
 /// Entities with what happened to each, to be published. Without an event an entity is projected in silence.
 pub type Changes = BTreeMap<Entity, Vec<Event>>;
 
+/// A batch's place among those of its outbox. Numbers are texts, since Lua would write large ones with an exponent.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Place {
+    /// The database.
+    pub generation: String,
+    /// The indexer's, where it is the chain's outbox.
+    pub epoch: String,
+    /// Number of the batch: one more than that of the one before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// The last row in it.
+    pub last: String,
+    /// It is known to have been applied before, and not committed.
+    pub again: bool,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is applied.
+    Applied,
+    /// So it is, but Redis has lost what came before and is to be filled anew.
+    Gap,
+    /// It was applied before, up to this row.
+    Repeated(i64),
+    /// Redis has seen later ones of this very database.
+    Ahead,
+}
+
 /// Reads the entities' snapshots and makes their keys equal to them. `tx` must be in a transaction of isolation READ
 /// COMMITTED: it holds the entities' locks until it ends, and snapshots must be taken after they are.
 pub async fn project(
@@ -43,9 +84,21 @@ pub async fn project(
     changes: &Changes,
     now: DateTime<Utc>,
 ) -> Result<(), ProjectError> {
-    if changes.is_empty() {
-        return Ok(());
+    if !changes.is_empty() {
+        project_batch(tx, redis, Source::Work, &Place::default(), changes, now).await?;
     }
+    Ok(())
+}
+
+/// As [`project`], of a batch of the outbox `source`.
+pub(super) async fn project_batch(
+    tx: &mut PgConnection,
+    redis: &Client,
+    source: Source,
+    place: &Place,
+    changes: &Changes,
+    now: DateTime<Utc>,
+) -> Result<Outcome, ProjectError> {
     let entities: Vec<Entity> = changes.keys().copied().collect();
     let version = projection::lock(tx, &entities).await?;
     let jobs: Vec<B256> =
@@ -58,76 +111,30 @@ pub async fn project(
         node_view::by_addresses(tx, &nodes).await?.into_iter().map(|view| (view.node, view)).collect();
 
     let keys = redis.keys();
-    let mut batch = Batch::new(redis, version);
+    let script = redis::Script::new(BATCH_LUA);
+    let mut call = redis::cmd("EVALSHA");
+    call.arg(script.get_hash()).arg(3).arg(keys.applied(source.name())).arg(keys.generation()).arg(keys.rebuilding());
+    call.arg(plan::json(place)).arg(keys.prefix()).arg(version).arg(VERSION_TTL_SECS);
     for (entity, events) in changes {
         match entity {
-            Entity::Job(id) => batch.job(*id, &plan::job(*id, job_views.get(id), events, keys, now)),
-            Entity::Node(node) => batch.node(*node, &plan::node(*node, node_views.get(node), events, keys, now)),
+            Entity::Job(id) => {
+                let plan = plan::job(*id, job_views.get(id), events, keys, now);
+                call.arg("job").arg(id.to_string()).arg(plan::json(&plan));
+            }
+            Entity::Node(node) => {
+                let plan = plan::node(*node, node_views.get(node), events, keys, now);
+                call.arg("node").arg(node.to_checksum(None)).arg(plan::json(&plan));
+            }
         }
     }
-    batch.send().await?;
-    Ok(())
-}
-
-/// Calls of the scripts, sent together.
-struct Batch<'a> {
-    redis: &'a Client,
-    version: i64,
-    pipe: redis::Pipeline,
-    job_script: redis::Script,
-    node_script: redis::Script,
-}
-
-impl<'a> Batch<'a> {
-    fn new(redis: &'a Client, version: i64) -> Self {
-        let (job_script, node_script) = (redis::Script::new(JOB_LUA), redis::Script::new(NODE_LUA));
-        let mut pipe = redis::pipe();
-        // A Redis that was restarted has forgotten them; loading them again costs less than finding that out.
-        pipe.cmd("SCRIPT").arg("LOAD").arg(JOB_LUA).ignore();
-        pipe.cmd("SCRIPT").arg("LOAD").arg(NODE_LUA).ignore();
-        Self { redis, version, pipe, job_script, node_script }
-    }
-
-    fn job(&mut self, id: B256, plan: &JobPlan) {
-        let keys = self.redis.keys();
-        self.pipe
-            .cmd("EVALSHA")
-            .arg(self.job_script.get_hash())
-            .arg(6)
-            .arg(keys.version(&id.to_string()))
-            .arg(keys.job_status(id))
-            .arg(keys.jobs_pending())
-            .arg(keys.jobs_completed())
-            .arg(keys.payments_completed())
-            .arg(keys.deadlines())
-            .arg(self.version)
-            .arg(VERSION_TTL_SECS)
-            .arg(keys.prefix())
-            .arg(id.to_string())
-            .arg(plan::json(plan))
-            .ignore();
-    }
-
-    fn node(&mut self, address: Address, plan: &NodePlan) {
-        let keys = self.redis.keys();
-        let address = address.to_checksum(None);
-        self.pipe
-            .cmd("EVALSHA")
-            .arg(self.node_script.get_hash())
-            .arg(4)
-            .arg(keys.version(&address))
-            .arg(keys.nodes_available())
-            .arg(keys.nodes_heartbeats())
-            .arg(keys.node_ids())
-            .arg(self.version)
-            .arg(VERSION_TTL_SECS)
-            .arg(keys.prefix())
-            .arg(address)
-            .arg(plan::json(plan))
-            .ignore();
-    }
-
-    async fn send(self) -> Result<(), RedisError> {
-        self.pipe.exec_async(&mut self.redis.connection()).await
-    }
+    let mut pipe = redis::pipe();
+    // A Redis that was restarted has forgotten it; loading it again costs less than finding that out.
+    pipe.cmd("SCRIPT").arg("LOAD").arg(BATCH_LUA).ignore().add_command(call);
+    let ((answer, last),): ((String, String),) = pipe.query_async(&mut redis.connection()).await?;
+    Ok(match answer.as_str() {
+        "gap" => Outcome::Gap,
+        "ahead" => Outcome::Ahead,
+        "repeated" => Outcome::Repeated(last.parse().unwrap_or(0)),
+        _ => Outcome::Applied,
+    })
 }

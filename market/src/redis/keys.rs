@@ -24,6 +24,17 @@ pub const VERSION_TTL_SECS: u64 = 5 * 60;
 /// Seconds that `payments:completed` remembers a payment.
 pub const PAYMENTS_TTL_SECS: u64 = 30 * 24 * 60 * 60;
 
+/// Whose a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The hash of a job.
+    Job(B256),
+    /// The hash of a node.
+    Node(B256),
+    /// The jobs or payments of a node.
+    Collection(B256),
+}
+
 impl Keys {
     /// Names with `prefix` in front.
     #[must_use]
@@ -127,10 +138,17 @@ impl Keys {
         format!("{}littoral:generation", self.prefix)
     }
 
-    /// String: token of the rebuild that is under way. Gone after a flush, so that a rebuild notices one.
+    /// String: token of the rebuild that is under way. Gone after a flush, so that a rebuild notices one. While it is there,
+    /// `littoral:staging:*` are kept like the keys that they will take the place of.
     #[must_use]
     pub fn rebuilding(&self) -> String {
         format!("{}littoral:rebuilding", self.prefix)
+    }
+
+    /// Hash: number of the latest batch of an outbox that was applied, the indexer's epoch then, and the batch's last row.
+    #[must_use]
+    pub fn applied(&self, outbox: &str) -> String {
+        format!("{}littoral:applied:{outbox}", self.prefix)
     }
 
     /// Sorted set of job ids by the deadline (ms) at which their status changes by itself.
@@ -162,20 +180,21 @@ impl Keys {
     #[must_use]
     pub fn is_projected(&self, key: &str) -> bool {
         let Some(name) = key.strip_prefix(&self.prefix) else { return false };
-        let is_id = |text: &str| text.parse::<B256>().is_ok();
         match name {
             "jobs:pending" | "jobs:completed" | "nodes:available" | "nodes:heartbeats" | "payments:completed"
             | "littoral:deadlines" | "littoral:nodes" => true,
-            _ => {
-                let hash_of = |kind| name.strip_prefix(kind).and_then(|rest| rest.strip_suffix(":status"));
-                let collection_of = |kind| name.strip_prefix(kind);
-                [hash_of("job:"), hash_of("nodes:"), collection_of("jobs:active:"), collection_of("payments:pending:")]
-                    .into_iter()
-                    .flatten()
-                    .any(is_id)
-                    || self.is_version(key)
-            }
+            _ => self.owner_of(key).is_some() || self.is_version(key),
         }
+    }
+
+    /// Whose `key` is, if it is one entity's own.
+    pub(super) fn owner_of(&self, key: &str) -> Option<Owner> {
+        let name = key.strip_prefix(&self.prefix)?;
+        let hash_of = |kind| name.strip_prefix(kind)?.strip_suffix(":status")?.parse().ok();
+        let collection_of = |kind| name.strip_prefix(kind)?.parse().ok();
+        hash_of("job:").map(Owner::Job).or_else(|| hash_of("nodes:").map(Owner::Node)).or_else(|| {
+            collection_of("jobs:active:").or_else(|| collection_of("payments:pending:")).map(Owner::Collection)
+        })
     }
 
     /// Whether `key` is one of [`Keys::version`].

@@ -60,6 +60,8 @@ pub struct JobPlan {
 pub struct Owed {
     /// To whom.
     pub node: B256,
+    /// When the job was completed (unix ms).
+    pub at: String,
     /// The entry.
     pub payment: String,
 }
@@ -109,9 +111,10 @@ pub fn job(job_id: B256, view: Option<&JobView>, events: &[Event], keys: &Keys, 
     plan.tell = !events.is_empty();
     let state = view.map_or("removed", |view| view.status(now).name());
     for event in events {
+        let name = job_word(&event.name, view, now);
         let told = plan.fields.iter().flatten().filter(|(name, _)| TOLD.contains(name));
         let message = JobMessage {
-            event: &event.name,
+            event: name,
             job_id,
             timestamp: event.at.timestamp_millis(),
             state,
@@ -130,6 +133,12 @@ pub fn job(job_id: B256, view: Option<&JobView>, events: &[Event], keys: &Keys, 
         plan.messages.push((keys.channel_node(node_id), command.to_string()));
     }
     plan
+}
+
+/// What a payment or decision is called while it is not final: it is told again, by its name, when it is.
+fn job_word<'a>(name: &'a str, view: Option<&JobView>, now: DateTime<Utc>) -> &'a str {
+    let is_settling = view.is_some_and(|view| view.status(now) == JobStatus::Settling);
+    if is_settling && matches!(name, "job.paid" | "job.resolved") { "job.settling" } else { name }
 }
 
 fn job_state(view: &JobView, now: DateTime<Utc>) -> JobPlan {
@@ -154,7 +163,9 @@ fn job_state(view: &JobView, now: DateTime<Utc>) -> JobPlan {
         (Some(payment), Some((_, closed)), _) if closed.at > now - secs(PAYMENTS_TTL_SECS) => {
             plan.paid = Some(Paid { score: millis(closed.at), payment });
         }
-        (Some(payment), None, Some(node)) => plan.owed = Some(Owed { node, payment }),
+        (Some(payment), None, Some(node)) => {
+            plan.owed = completed_at.map(|at| Owed { node, at: millis(at), payment });
+        }
         _ => {}
     }
     plan
@@ -172,7 +183,10 @@ fn completed_at(view: &JobView) -> Option<DateTime<Utc>> {
 fn payment(view: &JobView, status: JobStatus) -> Option<String> {
     let amount = match status {
         JobStatus::Challengeable | JobStatus::Paid => view.settled?.price,
-        JobStatus::Completed | JobStatus::Settling => view.due?.amount,
+        // What is on the chain and not final yet is owed as the chain has it.
+        JobStatus::Completed | JobStatus::Settling => {
+            view.settled.map(|settled| settled.price).or(view.due.map(|due| due.amount))?
+        }
         _ => return None,
     };
     Some(json(&Payment {
@@ -270,9 +284,10 @@ pub fn node(address: Address, view: Option<&NodeView>, events: &[Event], keys: &
             ("stake", registration.stake.to_string()),
         ]));
     }
+    let is_slashing = view.is_some_and(|view| !view.slashing.0.is_zero());
     for event in events {
         let message = serde_json::json!({
-            "event": event.name,
+            "event": if event.name == "node.slashed" && is_slashing { "node.slashing" } else { &event.name },
             "timestamp": event.at.timestamp_millis(),
             "walletAddress": address.to_checksum(None),
             "nodeId": plan.node_id,

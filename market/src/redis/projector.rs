@@ -4,20 +4,20 @@ use std::future::Future;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgListener, PgPool};
+use sqlx::postgres::{PgConnection, PgListener, PgPool};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::apply::{self, Changes, ProjectError};
+use super::apply::{self, Changes, Outcome, Place, ProjectError};
 use super::client::Client;
 use super::plan::Event;
 use super::{rebuild, sweep};
 use crate::clock;
-use crate::db::outbox::{self, Entity, Source};
+use crate::db::outbox::{self, Entity, Entry, Source};
 use crate::db::{job_view, projection};
 
 /// Rows of an outbox that are applied together.
-const BATCH: i64 = 256;
+const BATCH: i64 = 128;
 /// How long a row waits at most for a projector that was not notified, a flushed Redis to be noticed, and a deadline that
 /// passed to be told.
 const TICK: Duration = Duration::from_secs(1);
@@ -65,28 +65,47 @@ impl Projector {
                 tx.rollback().await?;
                 return Ok(applied);
             }
+            self.apply(&mut tx, &rows, now).await?;
             let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
-            let mut changes = Changes::new();
-            for row in rows {
-                changes.entry(row.entity).or_default().push(Event { name: row.event, at: row.created_at });
-            }
-            if self.source == Source::Chain {
-                // A node that appears on the chain or vanishes from it takes the keys that bear its id along.
-                let nodes: Vec<_> = changes
-                    .keys()
-                    .filter_map(|e| if let Entity::Node(node) = e { Some(*node) } else { None })
-                    .collect();
-                if !nodes.is_empty() {
-                    for job in job_view::ids_of_nodes(&mut tx, &nodes).await? {
-                        changes.entry(Entity::Job(job)).or_default();
-                    }
-                }
-            }
-            apply::project(&mut tx, &self.redis, &changes, now).await?;
             outbox::remove(&mut tx, self.source, &seqs).await?;
+            projection::advance(&mut tx, self.source).await?;
             tx.commit().await?;
             applied += seqs.len();
         }
+    }
+
+    /// Applies `rows` as the next batch.
+    async fn apply(&self, tx: &mut PgConnection, rows: &[Entry], now: DateTime<Utc>) -> Result<(), ProjectError> {
+        let progress = projection::progress(tx, self.source).await?;
+        let mut place = Place {
+            generation: progress.generation,
+            epoch: progress.epoch.to_string(),
+            batch: Some((progress.batch + 1).to_string()),
+            last: rows.iter().map(|row| row.seq).max().unwrap_or(0).to_string(),
+            again: false,
+        };
+        let changes = changes_of(tx, self.source, rows, 0).await?;
+        match apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await? {
+            Outcome::Applied => {}
+            Outcome::Gap => {
+                tracing::warn!(source = ?self.source, batch = progress.batch, "Redis has lost changes; filling it anew");
+            }
+            Outcome::Repeated(last) => {
+                // Whoever applied it died before it could commit. Rows of the chain come in order, so what was told then
+                // is known; those of others may have become visible since, and telling twice is better than never.
+                let told = if self.source == Source::Chain { last } else { 0 };
+                let changes = changes_of(tx, self.source, rows, told).await?;
+                place.again = true;
+                apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await?;
+            }
+            Outcome::Ahead => {
+                // The duty is still this process's, or the next query fails: so it is Postgres that has lost commits.
+                place.generation = projection::renew_generation(tx).await?;
+                tracing::error!(source = ?self.source, batch = progress.batch, "Redis is ahead of Postgres; filling it anew");
+                apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What is to be done from time to time: fills Redis if it was flushed, and applies what time changed.
@@ -135,6 +154,28 @@ impl Projector {
             wake.notify_one();
         }
     }
+}
+
+/// What `rows` name; what happened in those up to `told` is known already.
+async fn changes_of(tx: &mut PgConnection, source: Source, rows: &[Entry], told: i64) -> Result<Changes, ProjectError> {
+    let mut changes = Changes::new();
+    for row in rows {
+        let events = changes.entry(row.entity).or_default();
+        if row.seq > told {
+            events.push(Event { name: row.event.clone(), at: row.created_at });
+        }
+    }
+    if source == Source::Chain {
+        // A node that appears on the chain or vanishes from it takes the keys that bear its id along.
+        let nodes: Vec<_> =
+            changes.keys().filter_map(|e| if let Entity::Node(node) = e { Some(*node) } else { None }).collect();
+        if !nodes.is_empty() {
+            for job in job_view::ids_of_nodes(tx, &nodes).await? {
+                changes.entry(Entity::Job(job)).or_default();
+            }
+        }
+    }
+    Ok(changes)
 }
 
 /// Tells of a failure when it begins and when it ends, not each time that it is met again.

@@ -1,5 +1,12 @@
-//! Fills Redis from Postgres, after a flush or with another database. `littoral:generation` names the database that filled
-//! Redis: it goes with everything else in a flush, and is written last.
+//! Fills Redis from Postgres: after a flush, with another database, or because something was lost. `littoral:generation` names
+//! the database that filled Redis: it goes with everything else in a flush, and is written last.
+//!
+//! Readers go on meanwhile. From the beginning to the end every snapshot that is applied, whoever applies it, goes to the keys
+//! that readers see and to staging keys beside them. All live entities are applied once, so in the end the staging keys hold
+//! them all and nothing else, and one script puts them in the place of the others. Hashes of jobs and nodes have no staging:
+//! each is whole whenever it is written, and those of entities that are no more go after the swap.
+
+use std::collections::{BTreeSet, HashSet};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,38 +14,46 @@ use sqlx::postgres::PgPool;
 
 use super::apply::{self, Changes, ProjectError};
 use super::client::{Client, RedisError};
-use super::keys::PAYMENTS_TTL_SECS;
-use super::session;
-use crate::db::outbox::Entity;
+use super::keys::{Owner, PAYMENTS_TTL_SECS};
+use super::{session, sweep};
+use crate::db::outbox::{Entity, Source};
 use crate::db::projection::Duty;
 use crate::db::{job_view, node_view, projection};
 
 /// Entities that are applied together.
-const BATCH: i64 = 256;
+const BATCH: i64 = 128;
 /// Seconds after which the token of a rebuild that died is forgotten.
 const TOKEN_TTL_SECS: u64 = 3600;
 /// Keys looked at in one step of a scan.
 const SCAN_STEP: usize = 1000;
 
-/// Names the database only if no flush came meanwhile.
-const FINISH: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[2], ARGV[2])
-return 1";
+const BEGIN: &str = include_str!("lua/begin.lua");
+const SWAP: &str = include_str!("lua/swap.lua");
 
-/// Fills Redis if it was not filled from this database, unless another process is doing so. Returns whether it did.
+/// Fills Redis if it was not filled from this database or has lost something since, unless another process is doing so.
+/// Returns whether it did.
 pub async fn ensure(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<bool, ProjectError> {
-    let wanted = projection::generation(&mut *pool.acquire().await?).await?;
-    if generation(redis).await? == Some(wanted) {
+    let mut db = pool.acquire().await?;
+    let wanted = projection::generation(&mut db).await?;
+    // Postgres is asked first: Redis is never behind what Postgres has committed.
+    let mut lost = false;
+    for source in [Source::Chain, Source::Work] {
+        let batch = projection::progress(&mut db, source).await?.batch;
+        lost |= applied(redis, source).await?.is_none_or(|applied| applied < batch);
+    }
+    drop(db);
+    let is_ours = generation(redis).await? == Some(wanted);
+    if is_ours && !lost {
         return Ok(false);
     }
-    fill_all(pool, redis, now, false).await
+    if is_ours {
+        tracing::warn!("Redis has lost changes; filling it anew");
+    }
+    fill_all(pool, redis, now, is_ours).await
 }
 
-/// Removes all keys that are made from Postgres and makes them again. Projectors may go on meanwhile: both apply whole
-/// snapshots, and every live entity is read after the keys were removed. Returns false if another process is at it, or if
-/// Redis was flushed meanwhile.
+/// Makes all keys again that are made from Postgres, whatever they hold. Projectors and readers may go on meanwhile. Returns
+/// false if another process is at it, or if Redis was flushed meanwhile.
 pub async fn rebuild(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<bool, ProjectError> {
     fill_all(pool, redis, now, true).await
 }
@@ -51,35 +66,73 @@ async fn fill_all(pool: &PgPool, redis: &Client, now: DateTime<Utc>, anew: bool)
         return Ok(false);
     }
     let wanted = projection::generation(&mut duty).await?;
+    let is_ours = generation(redis).await?.as_ref() == Some(&wanted);
     // Another process may have filled it between the caller's look and the lock.
-    if !anew && generation(redis).await?.as_ref() == Some(&wanted) {
+    if !anew && is_ours {
         return Ok(false);
     }
-    let token = format!("{:032x}", rand::random::<u128>());
+    let mut batches = Vec::new();
+    for source in [Source::Chain, Source::Work] {
+        batches.push(projection::progress(&mut duty, source).await?.batch);
+    }
     tracing::info!(generation = %wanted, "filling Redis from Postgres");
-    redis::cmd("SET")
-        .arg(redis.keys().rebuilding())
-        .arg(&token)
-        .arg("EX")
-        .arg(TOKEN_TTL_SECS)
-        .exec_async(&mut redis.connection())
-        .await?;
-    clear(redis).await?;
+    let token = begin(redis, !is_ours).await?;
     let nodes = fill_nodes(pool, redis, now).await?;
     let jobs = fill_jobs(pool, redis, now).await?;
     let sessions = fill_sessions(pool, redis, now).await?;
-    let finished: bool = redis::Script::new(FINISH)
-        .key(redis.keys().rebuilding())
-        .key(redis.keys().generation())
-        .arg(token)
-        .arg(&wanted)
-        .invoke_async(&mut redis.connection())
-        .await?;
+    let left = leftovers(redis, &jobs).await?;
+    let finished = swap(redis, &token, &wanted, &batches, &left.owners).await?;
+    forget(pool, redis, left, now).await?;
     duty.commit().await?;
     if finished {
-        tracing::info!(generation = %wanted, jobs, nodes, sessions, "Redis is filled");
+        tracing::info!(generation = %wanted, jobs = jobs.len(), nodes, sessions, "Redis is filled");
     }
     Ok(finished)
+}
+
+/// Begins to keep staging keys. Versions of another database's snapshots would keep this one's out.
+async fn begin(redis: &Client, is_foreign: bool) -> Result<String, RedisError> {
+    let token = format!("{:032x}", rand::random::<u128>());
+    if is_foreign {
+        let versions: Vec<String> = scan(redis).await?.into_iter().filter(|key| redis.keys().is_version(key)).collect();
+        for found in versions.chunks(SCAN_STEP) {
+            redis::cmd("UNLINK").arg(found).exec_async(&mut redis.connection()).await?;
+        }
+    }
+    redis::Script::new(BEGIN)
+        .key(redis.keys().rebuilding())
+        .key(redis.keys().applied(Source::Chain.name()))
+        .key(redis.keys().applied(Source::Work.name()))
+        .arg(&token)
+        .arg(TOKEN_TTL_SECS)
+        .arg(redis.keys().prefix())
+        .arg(i32::from(is_foreign))
+        .invoke_async::<()>(&mut redis.connection())
+        .await?;
+    Ok(token)
+}
+
+/// Puts the staging keys in their place and names the database, unless a flush came meanwhile.
+async fn swap(
+    redis: &Client,
+    token: &str,
+    generation: &str,
+    batches: &[i64],
+    owners: &BTreeSet<B256>,
+) -> Result<bool, RedisError> {
+    let script = redis::Script::new(SWAP);
+    let mut call = script.key(redis.keys().rebuilding());
+    call.key(redis.keys().generation())
+        .key(redis.keys().applied(Source::Chain.name()))
+        .key(redis.keys().applied(Source::Work.name()))
+        .arg(token)
+        .arg(generation)
+        .arg(redis.keys().prefix())
+        .arg(batches);
+    for owner in owners {
+        call.arg(owner.to_string());
+    }
+    call.invoke_async(&mut redis.connection()).await
 }
 
 /// The name of the database that filled Redis, if one did.
@@ -87,11 +140,47 @@ pub async fn generation(redis: &Client) -> Result<Option<String>, RedisError> {
     redis::cmd("GET").arg(redis.keys().generation()).query_async(&mut redis.connection()).await
 }
 
-/// Removes all keys that are made from Postgres.
-async fn clear(redis: &Client) -> Result<(), RedisError> {
-    let mut connection = redis.connection();
-    for found in scan(redis).await?.chunks(SCAN_STEP) {
-        redis::cmd("UNLINK").arg(found).exec_async(&mut connection).await?;
+/// The latest batch of `source` that Redis knows to have been applied.
+async fn applied(redis: &Client, source: Source) -> Result<Option<i64>, RedisError> {
+    let key = redis.keys().applied(source.name());
+    redis::cmd("HGET").arg(key).arg("batch").query_async(&mut redis.connection()).await
+}
+
+/// What Redis has besides what was just applied.
+struct Leftovers {
+    /// Jobs with a hash.
+    jobs: Vec<B256>,
+    /// Node ids with a hash.
+    nodes: Vec<B256>,
+    /// Node ids with keys that staging keys will take the place of.
+    owners: BTreeSet<B256>,
+}
+
+async fn leftovers(redis: &Client, applied: &HashSet<B256>) -> Result<Leftovers, RedisError> {
+    let mut left = Leftovers { jobs: Vec::new(), nodes: Vec::new(), owners: BTreeSet::new() };
+    for key in scan(redis).await? {
+        match redis.keys().owner_of(&key) {
+            Some(Owner::Job(id)) if !applied.contains(&id) => left.jobs.push(id),
+            Some(Owner::Node(id)) => left.nodes.push(id),
+            Some(Owner::Collection(id)) => {
+                left.owners.insert(id);
+            }
+            _ => {}
+        }
+    }
+    Ok(left)
+}
+
+/// Removes what of `left` is no more. A job may have come while the others were applied, so each is looked at.
+async fn forget(pool: &PgPool, redis: &Client, left: Leftovers, now: DateTime<Utc>) -> Result<(), ProjectError> {
+    for some in left.jobs.chunks(SCAN_STEP / 8) {
+        fill(pool, redis, some.iter().copied().map(Entity::Job), now).await?;
+    }
+    for some in left.nodes.chunks(SCAN_STEP) {
+        let known = node_view::addresses_of(&mut *pool.acquire().await?, some).await?;
+        let unknown: Vec<B256> =
+            some.iter().filter(|id| known.iter().all(|(_, known)| known != *id)).copied().collect();
+        sweep::forget_nodes(redis, &unknown).await?;
     }
     Ok(())
 }
@@ -145,7 +234,9 @@ async fn fill_nodes(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result
     }
 }
 
-async fn fill_jobs(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<usize, ProjectError> {
+/// Returns which jobs it filled.
+async fn fill_jobs(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<HashSet<B256>, ProjectError> {
+    let mut filled = HashSet::new();
     // Those whose payment is due come first, in the order of their lists: each is then appended at the end of its list.
     let mut after = None;
     loop {
@@ -153,15 +244,16 @@ async fn fill_jobs(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<
         let Some(last) = due.last() else { break };
         after = Some(*last);
         fill(pool, redis, due.iter().map(|(_, id)| Entity::Job(*id)), now).await?;
+        filled.extend(due.iter().map(|(_, id)| *id));
     }
     let since = now - TimeDelta::seconds(PAYMENTS_TTL_SECS.cast_signed());
-    let (mut after, mut count) = (B256::ZERO, 0);
+    let mut after = B256::ZERO;
     loop {
         let jobs = job_view::live_ids(&mut *pool.acquire().await?, after, since, BATCH).await?;
-        let Some(last) = jobs.last() else { return Ok(count) };
+        let Some(last) = jobs.last() else { return Ok(filled) };
         after = *last;
-        count += jobs.len();
-        fill(pool, redis, jobs.iter().copied().map(Entity::Job), now).await?;
+        let new: Vec<B256> = jobs.into_iter().filter(|id| filled.insert(*id)).collect();
+        fill(pool, redis, new.into_iter().map(Entity::Job), now).await?;
     }
 }
 

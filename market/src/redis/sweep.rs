@@ -78,7 +78,7 @@ async fn up_to(redis: &Client, key: String, end: String) -> Result<Vec<B256>, Re
 }
 
 /// Removes ids under which no node is registered (any more).
-async fn forget_nodes(redis: &Client, ids: &[B256]) -> Result<(), RedisError> {
+pub(super) async fn forget_nodes(redis: &Client, ids: &[B256]) -> Result<(), RedisError> {
     if ids.is_empty() {
         return Ok(());
     }

@@ -4,6 +4,7 @@ use alloy::primitives::Address;
 use market::db::projection;
 use market::redis::Client;
 use market::redis::keys::Keys;
+use market::redis::pubsub::{Signal, Subscription};
 use market::redis::{dump, rebuild};
 
 use crate::projection::a_bit_of_everything;
@@ -119,4 +120,177 @@ async fn a_prefix_goes_in_front_of_every_key_and_two_markets_share_a_redis() {
     assert_eq!(with_prefix, plain.iter().map(|(key, value)| (format!("{{m}}:{key}"), value.clone())).collect());
     rebuild::rebuild(&world.pool, &tagged, world.at(20)).await.unwrap();
     assert_eq!(world.dump().await, plain, "cleaning one market leaves the other alone");
+}
+
+/// 300 jobs in the queue, ten of them held by a node and as many owed to it.
+async fn a_full_queue(world: &World) {
+    world.register(1, node_id(1), 5, 0).await;
+    for n in 1..=20 {
+        world.open(n, Address::ZERO, 3600, 0).await;
+        world.claim(n, 1, 1).await;
+    }
+    for n in 1..=10 {
+        world.complete(n, 1, 2).await;
+    }
+    sqlx::query(
+        "insert into escrow_job
+         select (jsonb_populate_record(e, jsonb_build_object('job_id', '\\xee' || lpad(to_hex(i), 62, '0')))).*
+         from escrow_job e cross join generate_series(1, 300) as i where e.job_id = $1",
+    )
+    .bind(job(20).as_slice())
+    .execute(&world.pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn readers_never_see_an_empty_or_a_half_queue_while_it_is_rebuilt() {
+    let world = World::new().await;
+    a_full_queue(&world).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(5)).await.unwrap());
+    let before = world.dump().await;
+    let keys = world.redis.keys();
+    let counts = async || {
+        let count = async |command: &str, key: String| -> i64 {
+            redis::from_redis_value(world.command(&[command, &key]).await).unwrap()
+        };
+        (
+            count("ZCARD", keys.jobs_pending()).await,
+            count("SCARD", keys.jobs_active(node_id(1))).await,
+            count("LLEN", keys.payments_pending(node_id(1))).await,
+            count("HLEN", keys.job_status(job(1))).await > 5,
+        )
+    };
+    assert_eq!(counts().await, (300, 10, 10, true));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let poll = async {
+        let mut looks = 0;
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            assert_eq!(counts().await, (300, 10, 10, true), "after {looks} looks");
+            looks += 1;
+        }
+        looks
+    };
+    let rebuild = async {
+        for anew in [true, false] {
+            if !anew {
+                projection::renew_generation(&mut *world.pool.acquire().await.unwrap()).await.unwrap();
+            }
+            assert!(rebuild::rebuild(&world.pool, &world.redis, world.at(5)).await.unwrap());
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (looks, ()) = tokio::join!(poll, rebuild);
+    assert!(looks > 5, "{looks}");
+    assert_eq!(world.dump().await, before);
+    let left: Vec<String> = redis::from_redis_value(world.command(&["KEYS", "littoral:staging:*"]).await).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_changes_during_a_rebuild_is_there_after_it() {
+    let world = World::new().await;
+    a_full_queue(&world).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(5)).await.unwrap());
+    let change = async {
+        for n in 30..=50 {
+            world.open(n, Address::ZERO, 3600, 0).await;
+            world.claim(n, 1, 1).await;
+            world.drain(5).await;
+            if n % 2 == 0 {
+                world.unopen(n, 5).await;
+            } else {
+                world.complete(n, 1, 3).await;
+            }
+            world.drain(5).await;
+        }
+    };
+    let rebuild = rebuild::rebuild(&world.pool, &world.redis, world.at(5));
+    let ((), rebuilt) = tokio::join!(change, rebuild);
+    assert!(rebuilt.unwrap());
+    let live = world.dump().await;
+    world.command(&["FLUSHALL"]).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(5)).await.unwrap());
+    assert_eq!(live, world.dump().await);
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_changes_notices_and_is_filled_anew() {
+    let world = World::new().await;
+    a_bit_of_everything(&world).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(20)).await.unwrap());
+    assert!(!rebuild::ensure(&world.pool, &world.redis, world.at(20)).await.unwrap(), "all is there");
+    let before = world.dump().await;
+    let applied = world.redis.keys().applied("chain");
+    let batch: i64 = redis::from_redis_value(world.command(&["HGET", &applied, "batch"]).await).unwrap();
+
+    // As after a restart from an older copy of its memory: nothing new happens, and yet it shows.
+    world.command(&["HSET", &applied, "batch", &(batch - 1).to_string()]).await;
+    world.command(&["DEL", "jobs:pending"]).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(20)).await.unwrap());
+    assert_eq!(world.dump().await, before);
+
+    // Or the next batch comes first, and finds one missing before it.
+    world.command(&["HSET", &applied, "batch", &(batch - 1).to_string()]).await;
+    world.open(90, Address::ZERO, 3600, 20).await;
+    world.drain(20).await;
+    assert_eq!(rebuild::generation(&world.redis).await.unwrap(), None, "a gap");
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(20)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_batch_whose_commit_was_lost_is_not_told_twice() {
+    let world = World::new().await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(0)).await.unwrap());
+    let mut told = Subscription::open(world.redis.clone(), vec![world.redis.keys().channel_global()]);
+    assert_eq!(told.next().await, Signal::Resumed);
+    world.open(1, Address::ZERO, 3600, 0).await;
+    let rows = "create table rows as select * from chain_outbox";
+    sqlx::raw_sql(rows).execute(&world.pool).await.unwrap();
+    world.drain(1).await;
+    let before = world.dump().await;
+
+    // The process died after Redis had it and before Postgres did; then one more change came.
+    sqlx::raw_sql("insert into chain_outbox select * from rows; update projection_progress set batch = batch - 1 where source = 'chain'")
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    world.open(2, Address::ZERO, 3600, 2).await;
+    world.drain(2).await;
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        if let Signal::Message { payload, .. } = told.next().await {
+            heard.push(payload);
+        }
+    }
+    assert!(heard[0].contains(&job(1).to_string()) && heard[1].contains(&job(2).to_string()), "{heard:?}");
+    assert!(world.dump().await.len() > before.len());
+    assert!(!rebuild::ensure(&world.pool, &world.redis, world.at(2)).await.unwrap(), "nothing is lost");
+}
+
+#[tokio::test]
+async fn a_database_that_lost_commits_or_a_leader_of_an_earlier_epoch_changes_nothing_without_a_rebuild() {
+    for lost in [
+        "update projection_progress set batch = 0",
+        "insert into leader (role, epoch, since) values ('indexer', 1, now())",
+    ] {
+        let world = World::new().await;
+        assert!(rebuild::ensure(&world.pool, &world.redis, world.at(0)).await.unwrap());
+        for n in 1..=3 {
+            world.open(n, Address::ZERO, 3600, 0).await;
+            world.drain(1).await;
+        }
+        world.command(&["HSET", &world.redis.keys().applied("chain"), "epoch", "7"]).await;
+        if lost.starts_with("update") {
+            world.command(&["HSET", &world.redis.keys().applied("chain"), "epoch", "0"]).await;
+        }
+        sqlx::raw_sql(lost).execute(&world.pool).await.unwrap();
+        let old = rebuild::generation(&world.redis).await.unwrap();
+        world.open(4, Address::ZERO, 3600, 0).await;
+        world.drain(2).await;
+        assert!(rebuild::ensure(&world.pool, &world.redis, world.at(2)).await.unwrap(), "{lost}: another generation");
+        assert_ne!(rebuild::generation(&world.redis).await.unwrap(), old);
+        assert!(!rebuild::ensure(&world.pool, &world.redis, world.at(2)).await.unwrap());
+        assert_eq!(market::redis::queue::depth(&world.redis).await.unwrap(), 4);
+    }
 }

@@ -8,6 +8,7 @@ use sqlx::types::Json;
 use super::types::{ChainPoint, Completion, Dispute, Due, JobView, Lease, PendingBatch, Settled};
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
+use crate::db::confirmation::Seen;
 use crate::db::order::Rail;
 use crate::db::types::{DbAddress, DbAmount, DbHash};
 use crate::job::{Fence, JobStatus};
@@ -77,6 +78,11 @@ pub(super) struct Row {
     pub(super) node_id: Option<DbHash>,
     pub(super) order_node_id: Option<DbHash>,
     pub(super) chain_id: Option<i64>,
+    pub(super) is_confirmed: bool,
+    pub(super) seen_block: Option<i64>,
+    pub(super) seen_hash: Option<DbHash>,
+    pub(super) cursor_block: i64,
+    pub(super) final_number: i64,
 }
 
 /// `select` of all columns of a [`Row`] with the rest of the statement, so that every query names them once.
@@ -109,7 +115,9 @@ macro_rules! select_jobs {
                 j.due_amount as "due_amount?: DbAmount", j.due_at as "due_at?",
                 j.batch_id as "batch_id?", j.batch_tx as "batch_tx?: DbHash", j.hold_reason as "hold_reason?",
                 j.node as "node?: DbAddress", j.node_id as "node_id?: DbHash",
-                j.order_node_id as "order_node_id?: DbHash", j.chain_id as "chain_id?"
+                j.order_node_id as "order_node_id?: DbHash", j.chain_id as "chain_id?",
+                j.is_confirmed as "is_confirmed!", j.seen_block as "seen_block?", j.seen_hash as "seen_hash?: DbHash",
+                j.cursor_block as "cursor_block!", j.final_number as "final_number!"
             from job_view j "# + $rest,
             $($arg),*
         )
@@ -247,6 +255,9 @@ impl TryFrom<Row> for JobView {
             closed: point(row.closed_tx, row.closed_block, row.closed_at)?,
             hold_reason: row.hold_reason,
             last_error: row.last_error,
+            is_confirmed: row.is_confirmed,
+            confirmation: Seen { block: row.seen_block, hash: row.seen_hash, is_deep: row.is_confirmed }
+                .confirmation(row.cursor_block, row.final_number)?,
         })
     }
 }

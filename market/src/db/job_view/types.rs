@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
+use crate::confirmation::Confirmation;
 use crate::db::order::Rail;
 use crate::job::{Fence, JobStatus};
 use crate::redis::keys::queue_score;
@@ -68,8 +69,12 @@ pub struct JobView {
     pub dispute: Option<Dispute>,
     /// What the arbiter gave the node of the price, in the token's smallest unit.
     pub resolved_paid: Option<Amount>,
-    /// The payment, refund or decision.
+    /// The payment, refund or decision; it counts once it is final.
     pub closed: Option<ChainPoint>,
+    /// Whether it is deep enough on the chain for its price, so that a node may be given it. A signed order always is.
+    pub is_confirmed: bool,
+    /// How sure the latest that the chain says of it is; nothing while that is nothing.
+    pub confirmation: Option<Confirmation>,
 }
 
 /// An objection to a result.
@@ -184,10 +189,10 @@ impl JobView {
         self.not_before.map_or(score, |pause_end| score.max(pause_end.timestamp_millis()))
     }
 
-    /// Whether a node may take it at `now`: paid for, its spec valid, waiting, its deadline ahead. A pause after a failed
+    /// Whether a node may take it at `now`: paid for deep enough on the chain, its spec valid, waiting, its deadline ahead. A pause after a failed
     /// attempt does not count: it ends without anything being written.
     #[must_use]
     pub fn is_queued(&self, now: DateTime<Utc>) -> bool {
-        self.spec_valid && self.status(now) == JobStatus::Pending
+        self.spec_valid && self.is_confirmed && self.status(now) == JobStatus::Pending
     }
 }

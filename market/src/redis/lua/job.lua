@@ -1,4 +1,4 @@
--- Makes all keys that one job has equal to a snapshot of it.
+-- Makes all keys that one job has equal to a snapshot of it. The body of a function of batch.lua, which has its KEYS and ARGV.
 -- KEYS: 1 version, 2 job hash, 3 jobs:pending, 4 jobs:completed, 5 payments:completed, 6 deadlines
 -- ARGV: 1 version of the snapshot, 2 seconds to keep it, 3 key prefix, 4 job id, 5 snapshot (JSON; see plan.rs)
 -- Keys of nodes are made from the prefix: which ones they were is known only here. With a hash-tagged prefix they share a
@@ -112,6 +112,34 @@ if plan.owed and not keeps_owed then
         redis.call('LINSERT', key, 'BEFORE', behind, plan.owed.payment)
     else
         redis.call('RPUSH', key, plan.owed.payment)
+    end
+end
+
+-- While a rebuild is under way, the same in the keys that will take the place of these.
+if redis.call('EXISTS', prefix .. 'littoral:rebuilding') == 1 then
+    local staging = prefix .. 'littoral:staging:'
+    place(staging .. 'jobs:pending', plan.pending)
+    place(staging .. 'jobs:completed', plan.completed)
+    place(staging .. 'littoral:deadlines', plan.deadline)
+    if old_node then
+        redis.call('SREM', staging .. 'jobs:active:' .. old_node, job)
+        if old_payment then
+            redis.call('ZREM', staging .. 'payments:pending:' .. old_node, old_payment)
+        end
+    end
+    if old_payment then
+        redis.call('ZREM', staging .. 'payments:completed', old_payment)
+    end
+    if plan.active then
+        redis.call('SADD', staging .. 'owners', plan.active)
+        redis.call('SADD', staging .. 'jobs:active:' .. plan.active, job)
+    end
+    if plan.owed then
+        redis.call('SADD', staging .. 'owners', plan.owed.node)
+        redis.call('ZADD', staging .. 'payments:pending:' .. plan.owed.node, plan.owed.at, plan.owed.payment)
+    end
+    if plan.paid then
+        redis.call('ZADD', staging .. 'payments:completed', plan.paid.score, plan.paid.payment)
     end
 end
 

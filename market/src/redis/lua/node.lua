@@ -1,4 +1,4 @@
--- Makes all keys that one node has equal to a snapshot of it.
+-- Makes all keys that one node has equal to a snapshot of it. The body of a function of batch.lua, which has its KEYS and ARGV.
 -- KEYS: 1 version, 2 nodes:available, 3 nodes:heartbeats, 4 node ids
 -- ARGV: 1 version of the snapshot, 2 seconds to keep it, 3 key prefix, 4 address, 5 snapshot (JSON; see plan.rs)
 local seen = redis.call('GET', KEYS[1])
@@ -46,6 +46,25 @@ if plan.nodeId then
         redis.call('SADD', KEYS[2], plan.nodeId)
     else
         redis.call('SREM', KEYS[2], plan.nodeId)
+    end
+end
+-- As in job.lua.
+if redis.call('EXISTS', prefix .. 'littoral:rebuilding') == 1 then
+    local staging = prefix .. 'littoral:staging:'
+    local now = plan.fields and plan.nodeId
+    for _, id in pairs({ old or false, plan.nodeId or false }) do
+        if id then
+            redis.call('SREM', staging .. 'nodes:available', id)
+            redis.call('ZREM', staging .. 'nodes:heartbeats', id)
+        end
+    end
+    redis.call('HDEL', staging .. 'littoral:nodes', address)
+    if now then
+        redis.call('ZADD', staging .. 'nodes:heartbeats', plan.heartbeat, now)
+        redis.call('HSET', staging .. 'littoral:nodes', address, now)
+    end
+    if plan.nodeId and plan.available then
+        redis.call('SADD', staging .. 'nodes:available', plan.nodeId)
     end
 end
 for _, message in ipairs(plan.messages) do
