@@ -8,6 +8,7 @@ mod support;
 use std::process::Stdio;
 use std::time::Duration;
 
+use devnet::AnvilOptions;
 use serde_json::Value;
 use sqlx::PgPool;
 use support::process::{SOON, Stores, assert_equals_a_fresh_index, caught_up, get};
@@ -189,7 +190,10 @@ async fn a_leader_finds_out_by_itself_that_the_index_is_not_what_the_chain_says(
 
 #[tokio::test]
 async fn an_indexer_that_halts_stays_up_and_says_why_until_the_reason_is_gone() {
-    let (chain, other, stores) = (Chain::start().await, Chain::start().await, Stores::start().await);
+    let (chain, stores) = (Chain::start().await, Stores::start().await);
+    // Not of the same second, or their first blocks would be the same and this a mere reorg.
+    let genesis = AnvilOptions { args: vec!["--timestamp".into(), "1700000000".into()], ..AnvilOptions::default() };
+    let other = Chain::start_with(genesis).await;
     let pool = stores.pool().await;
     live(&chain).await;
     let mut before = stores.indexer_of("before", &chain);

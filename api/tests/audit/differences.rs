@@ -5,6 +5,7 @@ use std::time::Duration;
 use alloy::primitives::{B256, U256};
 use alloy::providers::Provider;
 use alloy::providers::ext::AnvilApi;
+use alloy::rpc::types::Filter;
 use littoral_api::audit::{At, AuditError, Report, What, run};
 use market::abi::IJobEscrow;
 
@@ -20,7 +21,13 @@ async fn a_market_in_which_everything_happened_is_clean() {
     let report = books.audited(&chain).await.unwrap();
     assert!(report.is_clean(), "{report}");
     let checked = report.checked;
-    assert!(checked.events > 150 && checked.rows > 30 && checked.entries > 150, "{checked:?}");
+    let contracts = vec![chain.deployment.escrow, chain.deployment.registry];
+    let logs = chain.provider.get_logs(&Filter::new().address(contracts).from_block(0)).await.unwrap();
+    assert!(
+        checked.events == logs.len() && checked.rows > 30 && checked.entries > 100,
+        "{} logs: {checked:?}",
+        logs.len()
+    );
     assert!(checked.balances > 10 && checked.calls > 40, "{checked:?}");
     assert_eq!(report.block.number, chain.provider.get_block_number().await.unwrap());
     assert!(report.to_string().contains("nothing differs"), "{report}");

@@ -7,7 +7,7 @@ use market::{ContentId, abi::Order, clock, db, job::MAX_ATTEMPTS, typed_data};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::{Api, User, Wish, assigner, deployment, eventually, in_secs, order, spec};
+use crate::support::{Api, User, Wish, assigner, deployment, eventually, in_secs, job_id, order, spec};
 
 const CLAIM: &str = "/lit-compute/jobs/claim";
 
@@ -130,7 +130,10 @@ async fn priority_goes_first_with_and_without_redis() {
         let api = Api::with(wish).await;
         let node = api.node().await;
         let first = api.open_job().await;
-        let urgent = api.open_job().await;
+        let spec = spec(ContentId::of(b"input"));
+        let order = order(Address::repeat_byte(0xaa), &spec);
+        // Announced first: what Redis is told of a job is what Postgres says by then.
+        let urgent = job_id(&order);
         sqlx::query(
             "insert into job_submission (job_id, requester, order_json, spec_json, priority, created_at)
              values ($1, decode(repeat('aa', 20), 'hex'), '{}', '{}', 500, now())",
@@ -139,6 +142,7 @@ async fn priority_goes_first_with_and_without_redis() {
         .execute(&api.pool)
         .await
         .unwrap();
+        api.open(&order, &spec).await;
         let claimed = [api.claim(&node).await.ok().job_id(), api.claim(&node).await.ok().job_id()];
         assert_eq!(claimed, [urgent, first]);
     }

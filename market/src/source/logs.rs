@@ -187,6 +187,7 @@ impl Source {
         }) {
             return Err(self.wrong(who, format!("a log that its block on the chain cannot have: {strange:?}")));
         }
+        self.keeps_promises(&found, numbers.clone(), &headers, who).await?;
         let parent = from.checked_sub(1).and_then(id);
         let with_events = |number: &u64| found.binary_search_by_key(number, |log| log.block.number).is_ok();
         let kept =
@@ -194,6 +195,27 @@ impl Source {
         let blocks = headers.iter().filter(|(number, _)| kept(number)).map(|(_, at)| at.block.clone()).collect();
         let events = self.decode(found, headers.clone()).await?;
         Ok(Section { parent, stretch: Stretch { blocks, events } })
+    }
+
+    /// An error if a block whose header was read has logs that the answer lacks: an endpoint that is behind, or is several
+    /// nodes, answers a range as far as it has come and says nothing of the rest.
+    async fn keeps_promises(
+        &self,
+        found: &[Found],
+        numbers: RangeInclusive<u64>,
+        headers: &BTreeMap<u64, Header>,
+        who: Who,
+    ) -> Result<(), SourceError> {
+        for (number, header) in headers.range(numbers) {
+            let begin = found.partition_point(|log| log.block.number < *number);
+            let end = found.partition_point(|log| log.block.number <= *number);
+            let logs = &found[begin..end];
+            // A bloom filter may promise what there is not; the block's own logs tell.
+            if self.promises.are_broken(&header.bloom, logs) && self.events_of(header).await?.len() != logs.len() {
+                return Err(self.wrong(who, format!("not all logs of block {number} in a range")));
+            }
+        }
+        Ok(())
     }
 
     /// An error if the answer seems to have been cut off: it is as long as one that is, and its last block has more logs, or
