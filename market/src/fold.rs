@@ -5,8 +5,8 @@
 
 mod apply;
 mod event;
-#[cfg(test)]
-pub(crate) mod model;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 #[cfg(test)]
 mod tests;
 mod undo;

@@ -1,11 +1,14 @@
 //! The contracts as far as their events go: what may happen, what is emitted then, and what they return afterwards. Written
-//! after the Solidity and not after the fold, so that tests compare two opinions.
+//! after the Solidity and not after the fold, so that tests compare two opinions. Built for tests only: those of this crate,
+//! and those of others that ask for the feature `model`.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)] // it is all test
 
 mod channels;
 mod jobs;
 mod registry;
 
-pub(crate) use jobs::{opened, order};
+pub use jobs::{opened, order};
 
 use std::collections::BTreeMap;
 
@@ -18,44 +21,46 @@ use crate::abi::{IJobEscrow, INodeRegistry, IOwnable2Step, JobState, Order};
 use crate::confirmation::Policy;
 use crate::typed_data;
 
-pub(crate) const CHAIN_ID: u64 = 31337;
-pub(crate) const ESCROW: Address = Address::repeat_byte(0xe5);
-pub(crate) const REGISTRY: Address = Address::repeat_byte(0x4e);
-pub(crate) const MIN_STAKE: u128 = 500;
+pub const CHAIN_ID: u64 = 31337;
+pub const ESCROW: Address = Address::repeat_byte(0xe5);
+pub const REGISTRY: Address = Address::repeat_byte(0x4e);
+pub const MIN_STAKE: u128 = 500;
 const BOND: u128 = 300;
 const THAW_PERIOD: u64 = 30;
 const ARBITER_PERIOD: u64 = 90;
 const UNBONDING_PERIOD: u64 = 45;
 const DISPUTE_BOND_BPS: u128 = 500;
+/// When the contracts are constructed: so far ahead that no server's clock makes a key expire while a test looks at it.
+pub const START: u64 = 4_000_000_000;
 
-pub(crate) fn contracts() -> Contracts {
+pub fn contracts() -> Contracts {
     let domain = typed_data::domain(CHAIN_ID, ESCROW);
     Contracts { chain_id: CHAIN_ID, escrow: ESCROW, registry: REGISTRY, domain, confirmation: Policy::local() }
 }
 
-pub(crate) fn requester(n: u8) -> Address {
+pub fn requester(n: u8) -> Address {
     Address::repeat_byte(0x10 + n)
 }
 
 /// The first is a requester too: nothing forbids it.
-pub(crate) fn node(n: u8) -> Address {
+pub fn node(n: u8) -> Address {
     if n == 0 { requester(0) } else { Address::repeat_byte(0x20 + n) }
 }
 
 /// The first is the native coin.
-pub(crate) fn token(n: u8) -> Address {
+pub fn token(n: u8) -> Address {
     Address::repeat_byte(n)
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Account {
+pub struct Account {
     pub free: u128,
     pub thawing: u128,
     pub thaw_end: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Channel {
+pub struct Channel {
     pub claimed: u128,
     pub reserved: u128,
     pub covered_nonce: u64,
@@ -65,7 +70,7 @@ pub(crate) struct Channel {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Job {
+pub struct Job {
     pub state: JobState,
     pub signed: bool,
     pub node: Address,
@@ -74,7 +79,7 @@ pub(crate) struct Job {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Node {
+pub struct Node {
     pub stake: u128,
     pub unbonding: u128,
     pub unbond_end: u64,
@@ -95,7 +100,7 @@ struct Emitted {
 
 /// Something that may happen; what the contracts would refuse does nothing.
 #[derive(Debug, Clone)]
-pub(crate) enum Action {
+pub enum Action {
     Deposit(u8, u8, u16),
     Thaw(u8, u8, u16),
     Withdraw(u8, u8),
@@ -132,14 +137,14 @@ pub(crate) enum Action {
 }
 
 /// How often a property is tried: as `PROPTEST_CASES` says, or else enough to meet everything.
-pub(crate) fn config() -> ProptestConfig {
+pub fn config() -> ProptestConfig {
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { 96 };
     ProptestConfig::with_cases(cases)
 }
 
 /// What the contracts might have been through: mostly with money and nodes there from the start.
-pub(crate) fn histories() -> impl Strategy<Value = Model> {
-    let actions = proptest::collection::vec(action(), 1..160);
+pub fn histories() -> impl Strategy<Value = Model> {
+    let actions = proptest::collection::vec(action(ORDERS), 1..160);
     (proptest::bool::weighted(0.9), actions).prop_map(|(is_prepared, mut actions)| {
         if is_prepared {
             actions.splice(0..0, preparations());
@@ -148,17 +153,17 @@ pub(crate) fn histories() -> impl Strategy<Value = Model> {
     })
 }
 
-/// Money and nodes, so that jobs get far.
-pub(crate) fn preparations() -> impl Iterator<Item = Action> {
+/// Money in every account and three nodes with a stake, so that jobs get far.
+pub fn preparations() -> impl Iterator<Item = Action> {
     let deposits = (0..3).flat_map(|n| (0..2).map(move |coin| Action::Deposit(n, coin, 20_000)));
     deposits.chain((0..3).flat_map(|n| [Action::Register(n, 0), Action::Stake(n, 5000)]))
 }
 
-/// As often as it takes for jobs to get through all of their states.
-pub(crate) fn action() -> impl Strategy<Value = Action> {
-    let (who, coin, job) = (|| 0u8..3, || 0u8..2, || 0u8..ORDERS);
+/// On the first `orders` orders, as often as it takes for jobs to get through all of their states.
+pub fn action(orders: u8) -> impl Strategy<Value = Action> {
+    let (who, coin, job) = (|| 0u8..3, || 0u8..2, move || 0u8..orders);
     let bps = || prop_oneof![Just(0u16), Just(10_000), 0u16..10_000];
-    let voucher = (who(), any::<u16>(), 0u8..ORDERS, proptest::option::of(who()));
+    let voucher = (who(), any::<u16>(), 0u8..orders, proptest::option::of(who()));
     let channels = prop_oneof![
         3 => (who(), who(), coin(), 1u16..).prop_map(|(a, b, c, d)| Action::Reserve(a, b, c, d)),
         2 => (who(), who(), coin(), 1u16..).prop_map(|(a, b, c, d)| Action::ThawReservation(a, b, c, d)),
@@ -202,10 +207,10 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
 }
 
 /// How many different orders there are to try things on.
-pub(crate) const ORDERS: u8 = 8;
+pub const ORDERS: u8 = 8;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Model {
+pub struct Model {
     emitted: Vec<Emitted>,
     actions: u64,
     pub now: u64,
@@ -225,11 +230,11 @@ pub(crate) struct Model {
 
 impl Model {
     /// Freshly constructed: what the constructors emit is part of it.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let mut model = Self {
             emitted: vec![],
             actions: 0,
-            now: 1_800_000_000,
+            now: START,
             accounts: BTreeMap::new(),
             channels: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -250,14 +255,14 @@ impl Model {
     }
 
     /// After `actions`, those that are possible.
-    pub(crate) fn after(actions: &[Action]) -> Self {
+    pub fn after(actions: &[Action]) -> Self {
         let mut model = Self::new();
         actions.iter().for_each(|action| model.act(action));
         model
     }
 
     /// All that was emitted, two transactions a block as long as no time passes.
-    pub(crate) fn events(&self) -> Vec<ChainEvent> {
+    pub fn events(&self) -> Vec<ChainEvent> {
         let (mut number, mut log_index, mut last) = (0, 0, (0, 0));
         let mut events = vec![];
         for emitted in &self.emitted {
@@ -279,7 +284,12 @@ impl Model {
         events
     }
 
-    pub(crate) fn act(&mut self, action: &Action) {
+    /// What was emitted since this was asked last, and by which contract.
+    pub fn take_logs(&mut self) -> Vec<(Address, LogData)> {
+        self.emitted.drain(..).map(|emitted| (emitted.contract, emitted.data)).collect()
+    }
+
+    pub fn act(&mut self, action: &Action) {
         self.actions += 1;
         match action {
             Action::Wait(secs) => self.now += u64::from(*secs),
@@ -381,21 +391,21 @@ impl Model {
         self.accounts.insert((owner, token), account);
     }
 
-    pub(crate) fn account(&self, owner: Address, token: Address) -> Account {
+    pub fn account(&self, owner: Address, token: Address) -> Account {
         self.accounts.get(&(owner, token)).copied().unwrap_or_default()
     }
 
-    pub(crate) fn min_stake(&self) -> u128 {
+    pub fn min_stake(&self) -> u128 {
         if self.now >= self.min_stake.2 { self.min_stake.1 } else { self.min_stake.0 }
     }
 
     /// What is locked for a job, as the contract returns it.
-    pub(crate) fn locked(&self, job_id: &B256) -> u128 {
+    pub fn locked(&self, job_id: &B256) -> u128 {
         let live = |job: &&Job| matches!(job.state, JobState::Open | JobState::Submitted | JobState::Disputed);
         self.jobs.get(job_id).filter(live).map_or(0, |job| job.amount)
     }
 
-    pub(crate) fn job_id(order: &Order) -> B256 {
+    pub fn job_id(order: &Order) -> B256 {
         typed_data::job_id(order, &contracts().domain)
     }
 

@@ -107,7 +107,7 @@ impl Postgres {
     /// # Errors
     /// When `createdb` fails, as it does for a name that exists.
     pub async fn create_database(&self, name: &str) -> anyhow::Result<Url> {
-        create_database(&self.url, name).await
+        create_database(&self.url, name, None).await
     }
 
     /// The URL of a database that exists.
@@ -306,9 +306,20 @@ impl TestDatabase {
     /// # Errors
     /// When the server does not start or `createdb` fails.
     pub async fn create() -> anyhow::Result<Self> {
-        let server = Postgres::shared().await?;
+        Self::create_like(Postgres::shared().await?, None).await
+    }
+
+    /// Creates another with all that is in this one, to which nobody may be connected.
+    ///
+    /// # Errors
+    /// As [`Self::create`], and when someone is connected.
+    pub async fn duplicate(&self) -> anyhow::Result<Self> {
+        Self::create_like(self.server.clone(), Some(&self.name)).await
+    }
+
+    async fn create_like(server: Url, template: Option<&str>) -> anyhow::Result<Self> {
         let name = format!("test_{}", hex::encode(rand::rng().random::<[u8; 8]>()));
-        let url = create_database(&server, &name).await?;
+        let url = create_database(&server, &name, template).await?;
         Ok(Self { server, name, url })
     }
 
@@ -327,9 +338,9 @@ impl Drop for TestDatabase {
     }
 }
 
-async fn create_database(server: &Url, name: &str) -> anyhow::Result<Url> {
+async fn create_database(server: &Url, name: &str, template: Option<&str>) -> anyhow::Result<Url> {
     let mut command = client("createdb", server)?;
-    command.arg(name).stderr(Stdio::piped());
+    command.args(template.map(|template| format!("--template={template}"))).arg(name).stderr(Stdio::piped());
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     if !output.status.success() {
         bail!("createdb {name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());

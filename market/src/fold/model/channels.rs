@@ -163,7 +163,7 @@ impl Model {
         Ok((packed, paid))
     }
 
-    pub(crate) fn channel(&self, requester: Address, node: Address, token: Address) -> Channel {
+    pub fn channel(&self, requester: Address, node: Address, token: Address) -> Channel {
         self.channels.get(&(requester, node, token)).copied().unwrap_or_default()
     }
 }

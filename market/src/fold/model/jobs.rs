@@ -2,16 +2,16 @@
 
 use alloy::primitives::{Address, B256, U256};
 
-use super::{ARBITER_PERIOD, Action, BOND, DISPUTE_BOND_BPS, Job, Model, THAW_PERIOD, node, requester, token};
+use super::{ARBITER_PERIOD, Action, BOND, DISPUTE_BOND_BPS, Job, Model, START, THAW_PERIOD, node, requester, token};
 use crate::abi::{IJobEscrow, JobSpec, JobState, Order, SkipReason};
 use crate::typed_data;
 
-pub(crate) fn spec() -> JobSpec {
+pub fn spec() -> JobSpec {
     JobSpec { inputCID: "bafk".into(), operation: "encrypt".into(), params: String::new() }
 }
 
 /// Number `n` of the orders: all kinds are among them.
-pub(crate) fn order(n: u8) -> Order {
+pub fn order(n: u8) -> Order {
     let window = if n.is_multiple_of(3) { 0 } else { 60 };
     let open = n % 4 == 1 && window != 0;
     Order {
@@ -21,7 +21,7 @@ pub(crate) fn order(n: u8) -> Order {
         node: if open { Address::ZERO } else { node(n % 2) },
         assigner: if open { Address::repeat_byte(7) } else { Address::ZERO },
         specHash: typed_data::spec_hash(&spec()),
-        deadline: 1_800_001_000,
+        deadline: START + 1000,
         challengeWindow: window,
         arbiter: if n.is_multiple_of(5) { Address::ZERO } else { Address::repeat_byte(8) },
         maxFeeBps: if n.is_multiple_of(2) { 300 } else { 0 },
@@ -29,7 +29,7 @@ pub(crate) fn order(n: u8) -> Order {
     }
 }
 
-pub(crate) fn opened(order: &Order, spec: JobSpec, free: U256) -> IJobEscrow::JobOpened {
+pub fn opened(order: &Order, spec: JobSpec, free: U256) -> IJobEscrow::JobOpened {
     IJobEscrow::JobOpened {
         jobId: Model::job_id(order),
         requester: order.requester,

@@ -1,0 +1,138 @@
+//! A simulator of everything that may happen to an indexer, from one number each time.
+//!
+//! A seed makes a chain whose blocks hold what the contracts could have done, endpoints that lag, fail and lie, reorgs,
+//! processes that are killed or frozen anywhere, and troubles of Postgres and Redis. Whatever the seed: at any moment the
+//! rows are what the events up to the cursor amount to, and in the end Postgres and Redis hold what a fresh index of the final
+//! chain gives.
+//!
+//! `LITTORAL_SIM_SEEDS=10000` tries as many seeds, from `LITTORAL_SIM_FROM` on; `LITTORAL_SIM_SEED=123` runs that one and
+//! shows what happened. The chain, the faults' frequencies and the steps follow from the seed; which request meets a fault,
+//! and what runs first, depends on the scheduler too: a seed that failed may have to be run some times
+//! (`LITTORAL_SIM_REPEAT=20`) to fail again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod chain;
+mod check;
+mod process;
+mod rpc;
+mod run;
+mod stores;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use devnet::{Redis, RedisOptions, TestDatabase};
+use run::{Run, Tally};
+use stores::{Database, OwnPostgres};
+
+/// Seeds that are tried unless told otherwise.
+const SEEDS: u64 = 200;
+/// Runs at once: mostly they wait.
+const WORKERS: u64 = 6;
+/// One seed in as many has a Postgres of its own that crashes.
+const CRASHING: u64 = 40;
+/// Lines of a run's steps that are shown when it fails.
+const SHOWN: usize = 60;
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Which seeds to run, how often each.
+struct Plan {
+    from: u64,
+    count: u64,
+    repeat: u64,
+    is_single: bool,
+}
+
+impl Plan {
+    fn read() -> Self {
+        let repeat = setting("LITTORAL_SIM_REPEAT").unwrap_or(1);
+        match setting("LITTORAL_SIM_SEED") {
+            Some(seed) => Self { from: seed, count: 1, repeat, is_single: true },
+            None => Self {
+                from: setting("LITTORAL_SIM_FROM").unwrap_or(1),
+                count: setting("LITTORAL_SIM_SEEDS").unwrap_or(SEEDS),
+                repeat,
+                is_single: false,
+            },
+        }
+    }
+}
+
+/// Runs one seed. What happened, and what is wrong.
+async fn run(seed: u64, template: &TestDatabase, redis: &mut Redis) -> (Tally, Vec<String>, Option<String>) {
+    let database = if seed.is_multiple_of(CRASHING) {
+        Database::Own(Box::new(OwnPostgres::start().await))
+    } else {
+        Database::Shared(template.duplicate().await.unwrap())
+    };
+    stores::command(redis, &["FLUSHALL"]).await.unwrap();
+    let mut run = Run::new(seed, database, template, redis).await;
+    let broken = run.run().await.err().map(|broken| broken.0);
+    (run.tally, std::mem::take(&mut run.trace), broken)
+}
+
+fn report(seed: u64, trace: &[String], broken: &str) -> String {
+    let skipped = trace.len().saturating_sub(SHOWN);
+    let steps = trace[skipped..].join("\n  ");
+    format!(
+        "seed {seed}: {broken}\nsteps (the first {skipped} left out):\n  {steps}\n\
+         again: LITTORAL_SIM_SEED={seed} cargo nextest run -p littoral-indexer --test sim --no-capture"
+    )
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn whatever_happens_the_end_is_that_of_a_fresh_index() {
+    let (plan, started) = (Plan::read(), Instant::now());
+    let template = runtime().block_on(stores::template());
+    let (next, failures, tallies) = (AtomicU64::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS.min(plan.count * plan.repeat) {
+            scope.spawn(|| {
+                let mut redis = runtime().block_on(Redis::start(RedisOptions::default())).unwrap();
+                loop {
+                    let n = next.fetch_add(1, Relaxed);
+                    if n >= plan.count * plan.repeat || failures.lock().unwrap().len() >= 5 {
+                        return;
+                    }
+                    let seed = plan.from + n % plan.count;
+                    let (tally, trace, broken) = runtime().block_on(run(seed, &template, &mut redis));
+                    if plan.is_single {
+                        println!("{}", trace.join("\n"));
+                    }
+                    tallies.lock().unwrap().push(tally);
+                    if let Some(broken) = broken {
+                        let text = report(seed, &trace, &broken);
+                        println!("{text}");
+                        failures.lock().unwrap().push(text);
+                    }
+                }
+            });
+        }
+    });
+    let tallies = tallies.into_inner().unwrap();
+    let sum = |of: &dyn Fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
+    println!(
+        "{} runs in {:.0} s: {} reorgs, {} wrong answers, {} kills, {} freezes, {} connections ended, {} troubles of Redis",
+        tallies.len(),
+        started.elapsed().as_secs_f64(),
+        sum(&|tally| tally.reorgs),
+        sum(&|tally| tally.faults),
+        sum(&|tally| tally.kills),
+        sum(&|tally| tally.freezes),
+        sum(&|tally| tally.terminated),
+        sum(&|tally| tally.redis_troubles)
+    );
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{} of {} runs failed:\n{}", failures.len(), tallies.len(), failures.join("\n\n"));
+    assert!(plan.is_single || sum(&|tally| u64::try_from(tally.events).unwrap()) > 0, "something happened");
+}
