@@ -38,7 +38,7 @@ pub struct Setup {
 
 impl Setup {
     fn source(&self) -> Source {
-        Source::new(self.providers[0].clone(), model::contracts())
+        Source::new(self.providers.clone(), model::contracts())
     }
 
     async fn follower(&self, pool: &PgPool, leadership: &Leadership) -> Result<Follower, FollowError> {
