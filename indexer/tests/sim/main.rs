@@ -26,6 +26,7 @@ use std::time::Instant;
 use devnet::{Redis, RedisOptions, TestDatabase};
 use run::{Run, Tally};
 use stores::{Database, OwnPostgres};
+use tokio::task::LocalSet;
 
 /// Seeds that are tried unless told otherwise.
 const SEEDS: u64 = 200;
@@ -105,7 +106,7 @@ fn whatever_happens_the_end_is_that_of_a_fresh_index() {
                         return;
                     }
                     let seed = plan.from + n % plan.count;
-                    let (tally, trace, broken) = runtime().block_on(run(seed, &template, &mut redis));
+                    let (tally, trace, broken) = runtime().block_on(LocalSet::new().run_until(run(seed, &template, &mut redis)));
                     if plan.is_single {
                         println!("{}", trace.join("\n"));
                     }

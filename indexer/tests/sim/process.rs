@@ -78,8 +78,8 @@ struct Turns {
 impl Process {
     pub fn start(setup: Setup) -> Self {
         let (fate, turns) = (Arc::<Control>::default(), Arc::<Turns>::default());
-        let inner = Some(Box::pin(run(setup, turns.clone())) as Pin<Box<dyn Future<Output = String> + Send>>);
-        let task = tokio::spawn(Controlled { inner, control: fate.clone() });
+        let inner = Some(Box::pin(run(setup, turns.clone())) as Pin<Box<dyn Future<Output = String>>>);
+        let task = tokio::task::spawn_local(Controlled { inner, control: fate.clone() });
         Self { fate, turns, task }
     }
 
@@ -129,7 +129,7 @@ impl Process {
 }
 
 struct Controlled {
-    inner: Option<Pin<Box<dyn Future<Output = String> + Send>>>,
+    inner: Option<Pin<Box<dyn Future<Output = String>>>>,
     control: Arc<Control>,
 }
 
