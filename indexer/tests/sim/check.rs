@@ -6,7 +6,6 @@ use market::db::outbox::{self, Source};
 use market::db::{audit, chain, ledger};
 use market::fold::{ChainEvent, EscrowState, Rows, model};
 use market::redis::client::Client;
-use market::redis::keys::Keys;
 use market::redis::rebuild;
 use sqlx::PgPool;
 
@@ -64,7 +63,7 @@ pub async fn at_any_moment(pool: &PgPool, tree: &Tree) -> Looked {
 }
 
 /// Whether the database is at the chain's head and Redis has all of it.
-pub async fn is_settled(pool: &PgPool, tree: &Tree, redis: &devnet::Redis) -> Result<Result<(), String>, sqlx::Error> {
+pub async fn is_settled(pool: &PgPool, tree: &Tree, redis: &Client) -> Result<Result<(), String>, sqlx::Error> {
     let mut db = pool.acquire().await?;
     let head = tree.head();
     let cursor = chain::cursor(&mut db).await?;
@@ -76,8 +75,7 @@ pub async fn is_settled(pool: &PgPool, tree: &Tree, redis: &devnet::Redis) -> Re
         return Ok(Err(format!("{rows} rows are in the outbox")));
     }
     let wanted = market::db::projection::generation(&mut db).await?;
-    let client = Client::open(redis.url(), Keys::default()).unwrap();
-    match rebuild::generation(&client).await {
+    match rebuild::generation(redis).await {
         Ok(found) if found.as_ref() == Some(&wanted) => Ok(Ok(())),
         Ok(_) => Ok(Err("Redis is not filled".to_owned())),
         Err(error) => Ok(Err(error.to_string())),
@@ -85,7 +83,7 @@ pub async fn is_settled(pool: &PgPool, tree: &Tree, redis: &devnet::Redis) -> Re
 }
 
 /// That every job in the queue is open on the canonical chain, once all is quiet.
-pub async fn queue(pool: &PgPool, redis: &devnet::Redis) -> Looked {
+pub async fn queue(pool: &PgPool, redis: &Client) -> Looked {
     let keys = match stores::keys(redis).await {
         Ok(keys) => keys,
         Err(error) => return broken(format!("Redis: {error}")),

@@ -23,9 +23,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use devnet::{Redis, RedisOptions, TestDatabase};
+use devnet::{Redis, RedisOptions};
 use run::{Run, Tally};
-use stores::{Database, OwnPostgres};
+use stores::{Database, Databases, OwnPostgres};
 use tokio::task::LocalSet;
 
 /// Seeds that are tried unless told otherwise.
@@ -66,14 +66,15 @@ impl Plan {
 }
 
 /// Runs one seed. What happened, and what is wrong.
-async fn run(seed: u64, template: &TestDatabase, redis: &mut Redis) -> (Tally, Vec<String>, Option<String>) {
+async fn run(seed: u64, databases: &mut Databases<'_>, redis: &mut Redis) -> (Tally, Vec<String>, Option<String>) {
+    let (ours, fresh) = databases.get().await;
     let database = if seed.is_multiple_of(CRASHING) {
         Database::Own(Box::new(OwnPostgres::start().await))
     } else {
-        Database::Shared(template.duplicate().await.unwrap())
+        Database::Shared(ours.url().to_owned())
     };
     stores::command(redis, &["FLUSHALL"]).await.unwrap();
-    let mut run = Run::new(seed, database, template, redis).await;
+    let mut run = Run::new(seed, database, fresh, redis).await;
     let broken = run.run().await.err().map(|broken| broken.0);
     (run.tally, std::mem::take(&mut run.trace), broken)
 }
@@ -100,13 +101,14 @@ fn whatever_happens_the_end_is_that_of_a_fresh_index() {
         for _ in 0..WORKERS.min(plan.count * plan.repeat) {
             scope.spawn(|| {
                 let mut redis = runtime().block_on(Redis::start(RedisOptions::default())).unwrap();
+                let mut databases = Databases::new(&template);
                 loop {
                     let n = next.fetch_add(1, Relaxed);
                     if n >= plan.count * plan.repeat || failures.lock().unwrap().len() >= 5 {
                         return;
                     }
                     let seed = plan.from + n % plan.count;
-                    let (tally, trace, broken) = runtime().block_on(LocalSet::new().run_until(run(seed, &template, &mut redis)));
+                    let (tally, trace, broken) = runtime().block_on(LocalSet::new().run_until(run(seed, &mut databases, &mut redis)));
                     if plan.is_single {
                         println!("{}", trace.join("\n"));
                     }

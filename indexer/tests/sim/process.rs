@@ -199,8 +199,8 @@ async fn follow(setup: &Setup, pool: &PgPool, mut leadership: Leadership, turns:
         turns.follow.fetch_add(1, Relaxed);
         match look(setup, pool, &mut leadership, &mut follower).await {
             Ok(true) => {}
-            Ok(false) => tokio::time::sleep(Duration::from_millis(2)).await,
-            Err(error) if error.remedy() == Remedy::Retry => tokio::time::sleep(Duration::from_millis(2)).await,
+            Ok(false) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(error) if error.remedy() == Remedy::Retry => tokio::time::sleep(Duration::from_millis(5)).await,
             Err(error) => return error,
         }
     }
@@ -237,7 +237,7 @@ async fn project(setup: &Setup, projector: Projector, turns: &Turns) -> Infallib
         turns.project.fetch_add(1, Relaxed);
         let drained = projector.drain(setup.now).await;
         let kept = if turn.is_multiple_of(8) { projector.upkeep(setup.now).await } else { Ok(()) };
-        let pause = if drained.is_err() || kept.is_err() { 20 } else { 3 };
+        let pause = if drained.is_err() || kept.is_err() { 20 } else { 8 };
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     unreachable!("that is a long time")

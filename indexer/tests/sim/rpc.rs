@@ -47,21 +47,22 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Some of all, as often as `scale`.
-    pub fn random(rng: &mut StdRng, scale: u32) -> Self {
+    /// Some of all: seldom, or so often that little gets through.
+    pub fn random(rng: &mut StdRng) -> Self {
+        let scale = *[1, 4, 4, 15].choose(rng).unwrap();
         let mut one = |most: u32| if rng.random_bool(0.5) { rng.random_range(0..=most * scale) } else { 0 };
         Self {
-            broken: one(4),
-            refused: one(10),
+            broken: one(5),
+            refused: one(20),
             slow: one(20),
-            other_view: one(15),
-            no_block: one(5),
-            no_logs: one(10),
-            gap: one(10),
-            wrong_log: one(5),
-            wrong_hash: one(5),
-            wrong_bloom: one(5),
-            disorder: one(10),
+            other_view: one(30),
+            no_block: one(10),
+            no_logs: one(30),
+            gap: one(30),
+            wrong_log: one(15),
+            wrong_hash: one(10),
+            wrong_bloom: one(10),
+            disorder: one(30),
         }
     }
 }

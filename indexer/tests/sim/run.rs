@@ -8,6 +8,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use devnet::{Redis, TestDatabase};
+use market::redis::client::Client;
+use market::redis::keys::Keys;
 use market::db;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -43,8 +45,9 @@ pub struct Run<'a> {
     tree: Tree,
     endpoints: Vec<Endpoint>,
     database: Database,
-    template: &'a TestDatabase,
+    fresh: &'a TestDatabase,
     redis: &'a mut Redis,
+    client: Client,
     setup: Setup,
     pool: PgPool,
     processes: Vec<Process>,
@@ -72,7 +75,7 @@ fn lazily(url: &str) -> PgPool {
 }
 
 impl<'a> Run<'a> {
-    pub async fn new(seed: u64, database: Database, template: &'a TestDatabase, redis: &'a mut Redis) -> Run<'a> {
+    pub async fn new(seed: u64, database: Database, fresh: &'a TestDatabase, redis: &'a mut Redis) -> Run<'a> {
         let mut rng = StdRng::seed_from_u64(seed);
         let deploy_block = rng.random_range(1..100);
         let mut tree = Tree::new(&mut rng, deploy_block);
@@ -105,11 +108,17 @@ impl<'a> Run<'a> {
             setup.max_range
         )];
         let (processes, tally) = (vec![], Tally::default());
-        Self { rng, tree, endpoints, database, template, redis, setup, pool, processes, finality, trace, tally }
+        let client = Client::open(redis.url(), Keys::default()).unwrap();
+        Self { rng, tree, endpoints, database, fresh, redis, client, setup, pool, processes, finality, trace, tally }
     }
 
     /// Runs to the end.
     pub async fn run(&mut self) -> Result<(), Broken> {
+        for endpoint in &self.endpoints {
+            if self.rng.random_bool(0.5) {
+                endpoint.set_faults(Faults::random(&mut self.rng));
+            }
+        }
         for _ in 0..self.rng.random_range(1..=2) {
             self.start();
         }
@@ -204,8 +213,7 @@ impl<'a> Run<'a> {
                 }
             }
             _ => {
-                let scale = if self.rng.random_bool(0.2) { 12 } else { 3 };
-                let faults = Faults::random(&mut self.rng, scale);
+                let faults = Faults::random(&mut self.rng);
                 endpoint.set_faults(faults);
                 self.note(format!("endpoint {n}: {faults:?}"));
             }
@@ -332,7 +340,7 @@ impl<'a> Run<'a> {
             self.reap().await?;
             turns.truncate(self.processes.len());
             let all_turned = self.processes.iter().zip(&turns).all(|(process, turns)| process.turns() >= *turns);
-            let settled = match check::is_settled(&self.pool, &self.tree, self.redis).await {
+            let settled = match check::is_settled(&self.pool, &self.tree, &self.client).await {
                 Ok(Ok(())) if all_turned => break,
                 Ok(Ok(())) => "some are waiting".to_owned(),
                 Ok(Err(why)) => why,
@@ -346,10 +354,10 @@ impl<'a> Run<'a> {
                 let turns: Vec<String> = self.processes.iter().map(Process::describe).collect();
                 return Err(Broken(format!("it does not settle: {settled}; {turns:?}")));
             }
-            tokio::time::sleep(Duration::from_millis(3)).await;
+            tokio::time::sleep(Duration::from_millis(8)).await;
         }
         self.look().await?;
-        asked(async || check::queue(&self.pool, self.redis).await).await
+        asked(async || check::queue(&self.pool, &self.client).await).await
     }
 
     /// Compares with an index from nothing.
@@ -359,20 +367,19 @@ impl<'a> Run<'a> {
             process.end().await;
         }
         let ours = db::chain::canonical_state(&mut self.pool.acquire().await.unwrap()).await.unwrap();
-        let keys = stores::keys(self.redis).await.unwrap();
+        let keys = stores::keys(&self.client).await.unwrap();
         stores::command(self.redis, &["FLUSHALL"]).await.unwrap();
 
-        let fresh = self.template.duplicate().await.unwrap();
         let endpoint = Endpoint::honest(self.tree.best.clone(), self.finality);
-        let setup = Setup { database_url: fresh.url().to_owned(), providers: vec![endpoint.provider()], ..self.setup.clone() };
-        let pool = db::connect(fresh.url(), 4).await.unwrap();
+        let setup = Setup { database_url: self.fresh.url().to_owned(), providers: vec![endpoint.provider()], ..self.setup.clone() };
+        let pool = db::connect(self.fresh.url(), 4).await.unwrap();
         process::catch_up(&setup, &pool).await;
         let theirs = db::chain::canonical_state(&mut pool.acquire().await.unwrap()).await.unwrap();
         if let Some(difference) = check::difference(&ours, &theirs) {
             return Err(Broken(format!("Postgres is not as from a fresh index: {difference}")));
         }
         process::fill(&setup, &pool).await;
-        let [keys, fresh_keys] = [keys, stores::keys(self.redis).await.unwrap()]
+        let [keys, fresh_keys] = [keys, stores::keys(&self.client).await.unwrap()]
             .map(|keys| keys.into_iter().collect::<Vec<(String, serde_json::Value)>>());
         match check::difference(&keys, &fresh_keys) {
             Some(difference) => Err(Broken(format!("Redis is not as from a fresh index: {difference}"))),

@@ -8,7 +8,6 @@ use market::db::node_profile::{self, Profile};
 use market::fold::{model, time_of};
 use market::redis::client::Client;
 use market::redis::dump::dump;
-use market::redis::keys::Keys;
 use serde_json::Value;
 use sqlx::PgPool;
 
@@ -32,6 +31,64 @@ pub async fn template() -> TestDatabase {
     introduce_nodes(&pool).await;
     pool.close().await;
     template
+}
+
+/// Databases of one worker, which are emptied rather than made anew: that takes less.
+pub struct Databases<'a> {
+    template: &'a TestDatabase,
+    pair: Option<(TestDatabase, TestDatabase)>,
+    uses: u32,
+}
+
+impl<'a> Databases<'a> {
+    pub fn new(template: &'a TestDatabase) -> Self {
+        Self { template, pair: None, uses: 0 }
+    }
+
+    /// The databases of the run and of the index that it is compared with, both without rows of the chain.
+    pub async fn get(&mut self) -> (&TestDatabase, &TestDatabase) {
+        self.uses += 1;
+        // Not for ever: what is deleted goes on taking room.
+        if self.uses > 20 {
+            (self.pair, self.uses) = (None, 1);
+        }
+        if let Some(pair) = &self.pair {
+            for database in [&pair.0, &pair.1] {
+                empty(database).await;
+            }
+        } else {
+            self.pair = Some((self.template.duplicate().await.unwrap(), self.template.duplicate().await.unwrap()));
+        }
+        let pair = self.pair.as_ref().unwrap();
+        (&pair.0, &pair.1)
+    }
+}
+
+/// Deletes all that an indexer wrote. A ledger does not let itself be emptied; its triggers are not asked.
+async fn empty(database: &TestDatabase) {
+    let pool = db::connect(database.url(), 1).await.unwrap();
+    // What is left of processes that were killed.
+    terminate(&pool, false, 1.0).await.unwrap();
+    let mut tx = pool.begin().await.unwrap();
+    sqlx::query!(
+        "do $$
+         declare
+             name text;
+         begin
+             set local session_replication_role = replica;
+             for name in select tablename from pg_tables where schemaname = 'public' and tablename not in
+                 ('_sqlx_migrations', 'redis_generation', 'node_profile')
+             loop
+                 execute format('delete from %I', name);
+             end loop;
+         end $$"
+    )
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    db::projection::renew_generation(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+    pool.close().await;
 }
 
 /// A server that crashes now and then.
@@ -65,14 +122,14 @@ impl OwnPostgres {
 
 /// Where the rows of a run are.
 pub enum Database {
-    Shared(TestDatabase),
+    Shared(String),
     Own(Box<OwnPostgres>),
 }
 
 impl Database {
     pub fn url(&self) -> &str {
         match self {
-            Self::Shared(database) => database.url(),
+            Self::Shared(url) => url,
             Self::Own(server) => &server.url,
         }
     }
@@ -114,9 +171,8 @@ pub async fn command(redis: &Redis, words: &[&str]) -> Result<(), redis::RedisEr
 }
 
 /// All keys that are made from Postgres.
-pub async fn keys(redis: &Redis) -> Result<BTreeMap<String, Value>, redis::RedisError> {
-    let client = Client::open(redis.url(), Keys::default())?;
-    let mut keys = dump(&client).await?;
-    keys.remove(&client.keys().generation());
+pub async fn keys(redis: &Client) -> Result<BTreeMap<String, Value>, redis::RedisError> {
+    let mut keys = dump(redis).await?;
+    keys.remove(&redis.keys().generation());
     Ok(keys)
 }
