@@ -87,6 +87,9 @@ pub struct Tree {
     pub best: Branch,
     /// The block that creates the contracts.
     pub deploy_block: u64,
+    /// The last block that no reorg replaces: the manifest says where the contracts are created, and registrations stay, as
+    /// Redis goes on naming the nodes of jobs that are long paid.
+    pub kept: u64,
     /// Transactions that a reorg threw out and that are not mined again yet.
     pool: Vec<Transaction>,
     actions: BoxedStrategy<Action>,
@@ -103,6 +106,7 @@ impl Tree {
             blocks: BTreeMap::new(),
             best: Branch::default(),
             deploy_block,
+            kept: deploy_block + 1,
             pool: vec![],
             actions: action(ORDERS).boxed(),
             runner,

@@ -19,6 +19,7 @@ mod rpc;
 mod run;
 mod stores;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -88,6 +89,20 @@ fn report(seed: u64, trace: &[String], broken: &str) -> String {
     )
 }
 
+/// As [`run`], on a runtime of its own; a panic is something wrong too.
+fn run_alone(seed: u64, databases: &mut Databases<'_>, redis: &mut Redis) -> (Tally, Vec<String>, Option<String>) {
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        let runtime = runtime();
+        // What is dropped at the end may want to say goodbye.
+        let _context = runtime.enter();
+        runtime.block_on(LocalSet::new().run_until(run(seed, databases, redis)))
+    }));
+    ran.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        (Tally::default(), vec![], Some(format!("panicked: {}", text.unwrap_or("see above"))))
+    })
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -108,7 +123,7 @@ fn whatever_happens_the_end_is_that_of_a_fresh_index() {
                         return;
                     }
                     let seed = plan.from + n % plan.count;
-                    let (tally, trace, broken) = runtime().block_on(LocalSet::new().run_until(run(seed, &mut databases, &mut redis)));
+                    let (tally, trace, broken) = run_alone(seed, &mut databases, &mut redis);
                     if plan.is_single {
                         println!("{}", trace.join("\n"));
                     }

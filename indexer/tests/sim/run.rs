@@ -8,9 +8,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use devnet::{Redis, TestDatabase};
+use market::db;
 use market::redis::client::Client;
 use market::redis::keys::Keys;
-use market::db;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -165,14 +165,12 @@ impl<'a> Run<'a> {
     }
 
     fn reorg(&mut self) {
-        // What creates the contracts stays: the manifest says where.
-        let most = (self.tree.head().number - self.tree.deploy_block).min(DEEPEST);
+        let most = (self.tree.head().number - self.tree.kept).min(DEEPEST);
         let most = if self.rng.random_bool(0.7) { most.min(6) } else { most };
         if most == 0 {
             return;
         }
         let depth = self.rng.random_range(1..=most);
-        // Not below what was final once.
         let shortest = if self.rng.random_bool(0.2) { depth.saturating_sub(3).max(1) } else { depth };
         let count = self.rng.random_range(shortest..=depth + 2);
         self.tree.reorg(&mut self.rng, depth, count);
@@ -207,7 +205,7 @@ impl<'a> Run<'a> {
                 // Late, on this branch or on one that was given up.
                 let block = self.tree.blocks.values().nth(self.rng.random_range(0..self.tree.blocks.len())).unwrap();
                 let (number, branch) = (block.number, self.tree.branch(block.hash));
-                if number >= self.tree.deploy_block {
+                if number >= self.tree.kept {
                     endpoint.show(branch);
                     self.note(format!("endpoint {n} is behind, at {number}"));
                 }
@@ -294,7 +292,8 @@ impl<'a> Run<'a> {
         let requests: u64 = self.endpoints.iter().map(Endpoint::requests).sum();
         let (more, patience) = (self.rng.random_range(0..60), Duration::from_millis(self.rng.random_range(0..60)));
         let since = Instant::now();
-        while since.elapsed() < patience && self.endpoints.iter().map(Endpoint::requests).sum::<u64>() < requests + more {
+        while since.elapsed() < patience && self.endpoints.iter().map(Endpoint::requests).sum::<u64>() < requests + more
+        {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         self.reap().await?;
@@ -371,7 +370,11 @@ impl<'a> Run<'a> {
         stores::command(self.redis, &["FLUSHALL"]).await.unwrap();
 
         let endpoint = Endpoint::honest(self.tree.best.clone(), self.finality);
-        let setup = Setup { database_url: self.fresh.url().to_owned(), providers: vec![endpoint.provider()], ..self.setup.clone() };
+        let setup = Setup {
+            database_url: self.fresh.url().to_owned(),
+            providers: vec![endpoint.provider()],
+            ..self.setup.clone()
+        };
         let pool = db::connect(self.fresh.url(), 4).await.unwrap();
         process::catch_up(&setup, &pool).await;
         let theirs = db::chain::canonical_state(&mut pool.acquire().await.unwrap()).await.unwrap();
