@@ -85,8 +85,6 @@ pub struct Tree {
     pub blocks: BTreeMap<B256, Arc<Block>>,
     /// The branch that counts.
     pub best: Branch,
-    /// The block that creates the contracts.
-    pub deploy_block: u64,
     /// The last block that no reorg replaces: the manifest says where the contracts are created, and registrations stay, as
     /// Redis goes on naming the nodes of jobs that are long paid.
     pub kept: u64,
@@ -105,7 +103,6 @@ impl Tree {
         let mut tree = Self {
             blocks: BTreeMap::new(),
             best: Branch::default(),
-            deploy_block,
             kept: deploy_block + 1,
             pool: vec![],
             actions: action(ORDERS).boxed(),

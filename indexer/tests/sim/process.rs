@@ -13,7 +13,7 @@ use futures::task::AtomicWaker;
 use littoral_indexer::follower::{FollowError, Follower, Remedy};
 use market::db::leader::{Leadership, Role};
 use market::db::outbox;
-use market::fold::model;
+use market::fold::Contracts;
 use market::redis::client::Client;
 use market::redis::keys::Keys;
 use market::redis::projector::Projector;
@@ -28,6 +28,7 @@ pub struct Setup {
     pub database_url: String,
     pub redis_url: String,
     pub providers: Vec<DynProvider>,
+    pub contracts: Contracts,
     pub deploy_block: u64,
     pub max_range: u64,
     /// The time, which does not pass.
@@ -38,11 +39,12 @@ pub struct Setup {
 
 impl Setup {
     fn source(&self) -> Source {
-        Source::new(self.providers.clone(), model::contracts())
+        Source::new(self.providers.clone(), self.contracts.clone())
     }
 
     async fn follower(&self, pool: &PgPool, leadership: &Leadership) -> Result<Follower, FollowError> {
-        Follower::start(pool.clone(), self.source(), leadership.fence(), self.deploy_block, self.max_range).await
+        let fence = leadership.fence();
+        Follower::start(pool.clone(), self.source(), fence, self.deploy_block, self.max_range, self.now).await
     }
 }
 

@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 
 use super::chain::{Block, Branch};
 
+/// How far below its latest block an endpoint calls one finalized.
+pub const FINALIZED: u64 = 32;
+
 /// How often, of a thousand requests each, an endpoint goes wrong.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
@@ -83,7 +86,6 @@ struct State {
     limits: (u64, usize),
     /// Whether logs of a block that it does not know are none rather than an error.
     is_ignorant: bool,
-    finality: u64,
     requests: u64,
     rng: StdRng,
     told: Vec<String>,
@@ -99,7 +101,7 @@ fn refusal(code: i64, message: &'static str) -> Failure {
 }
 
 impl Endpoint {
-    pub fn new(name: usize, seed: u64, view: Branch, finality: u64) -> Self {
+    pub fn new(name: usize, seed: u64, view: Branch) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let limits = [(u64::MAX, usize::MAX), (10, usize::MAX), (u64::MAX, 25), (40, 60), (1, usize::MAX)];
         let limits = *limits.choose(&mut rng).unwrap();
@@ -112,7 +114,6 @@ impl Endpoint {
             is_up: true,
             limits,
             is_ignorant,
-            finality,
             requests: 0,
             rng,
             told: vec![],
@@ -120,8 +121,8 @@ impl Endpoint {
     }
 
     /// An endpoint without any limits.
-    pub fn honest(view: Branch, finality: u64) -> Self {
-        let endpoint = Self::new(99, 0, view, finality);
+    pub fn honest(view: Branch) -> Self {
+        let endpoint = Self::new(99, 0, view);
         endpoint.0.lock().unwrap().limits = (u64::MAX, usize::MAX);
         endpoint
     }
@@ -243,7 +244,7 @@ impl State {
             "eth_blockNumber" => json!(format!("{:#x}", self.seen().last().unwrap().number)),
             "eth_getBlockByNumber" => {
                 let view = self.seen();
-                self.block(by_number(&view, &params[0], self.finality))
+                self.block(by_number(&view, &params[0]))
             }
             "eth_getBlockByHash" => {
                 let view = self.seen();
@@ -343,11 +344,11 @@ impl State {
     }
 }
 
-fn by_number(view: &Branch, tag: &Value, finality: u64) -> Option<Arc<Block>> {
+fn by_number(view: &Branch, tag: &Value) -> Option<Arc<Block>> {
     let last = view.last()?.number;
     let number = match tag.as_str()? {
         "latest" | "pending" => last,
-        "safe" | "finalized" => last.saturating_sub(finality),
+        "safe" | "finalized" => last.saturating_sub(FINALIZED),
         "earliest" => 0,
         hex => u64::from_str_radix(hex.trim_start_matches("0x"), 16).ok()?,
     };

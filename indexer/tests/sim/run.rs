@@ -8,9 +8,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use devnet::{Redis, TestDatabase};
-use market::db;
+use market::confirmation::{Finality, Policy, Step};
+use market::fold::{Contracts, model};
 use market::redis::client::Client;
 use market::redis::keys::Keys;
+use market::{Amount, db};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -20,7 +22,7 @@ use sqlx::postgres::PgPoolOptions;
 use super::chain::{DEEPEST, Tree};
 use super::check::{self, Broken, Looked};
 use super::process::{self, Process, Setup};
-use super::rpc::{Endpoint, Faults};
+use super::rpc::{Endpoint, FINALIZED, Faults};
 use super::stores::{self, Database};
 
 /// Something that does not end in this time will not.
@@ -51,7 +53,9 @@ pub struct Run<'a> {
     setup: Setup,
     pool: PgPool,
     processes: Vec<Process>,
-    finality: u64,
+    /// The highest block that there ever was, and how far below it a reorg may reach.
+    highest: u64,
+    reach: u64,
     pub trace: Vec<String>,
     pub tally: Tally,
 }
@@ -69,6 +73,20 @@ async fn over_http(endpoint: Endpoint) -> DynProvider {
     market::rpc::provider(&url)
 }
 
+/// A confirmation policy, and how far below the highest block a reorg may reach under it.
+fn policy(rng: &mut StdRng) -> (Policy, u64) {
+    let reach = *[5, 20, DEEPEST].choose(rng).unwrap();
+    let queue = (0..2).flat_map(|coin| {
+        let step = |up_to: u128, depth| Step { token: model::token(coin), up_to: Amount::from(up_to), depth };
+        [step(1004, 0), step(1012, 2), step(1018, 4)]
+    });
+    match rng.random_range(0..4) {
+        0 => (Policy::new(Finality::Tag, false, queue.collect()).unwrap(), FINALIZED),
+        1 => (Policy::new(Finality::Depth(reach), false, queue.collect()).unwrap(), reach),
+        _ => (Policy::local(), DEEPEST),
+    }
+}
+
 /// A pool that asks nothing of Postgres before it is used.
 fn lazily(url: &str) -> PgPool {
     PgPoolOptions::new().max_connections(2).acquire_timeout(Duration::from_secs(20)).connect_lazy(url).unwrap()
@@ -81,10 +99,9 @@ impl<'a> Run<'a> {
         let mut tree = Tree::new(&mut rng, deploy_block);
         let length = *[0, 3, 30, 70, 150].choose(&mut rng).unwrap();
         tree.grow(&mut rng, length);
-        let finality = DEEPEST;
-        let endpoints: Vec<Endpoint> = (0..rng.random_range(1..=3))
-            .map(|name| Endpoint::new(name, rng.random(), tree.best.clone(), finality))
-            .collect();
+        let (confirmation, reach) = policy(&mut rng);
+        let endpoints: Vec<Endpoint> =
+            (0..rng.random_range(1..=3)).map(|name| Endpoint::new(name, rng.random(), tree.best.clone())).collect();
         let mut providers = vec![];
         let is_http = rng.random_bool(0.1);
         for endpoint in &endpoints {
@@ -94,6 +111,7 @@ impl<'a> Run<'a> {
             database_url: database.url().to_owned(),
             redis_url: redis.url().to_owned(),
             providers,
+            contracts: Contracts { confirmation, ..model::contracts() },
             deploy_block,
             max_range: *[1, 7, 50, 2000].choose(&mut rng).unwrap(),
             now: check::now(),
@@ -101,15 +119,32 @@ impl<'a> Run<'a> {
         };
         let pool = lazily(database.url());
         let trace = vec![format!(
-            "contracts in block {deploy_block}, head {}, {} endpoints{}, ranges of {}",
+            "contracts in block {deploy_block}, head {}, {} endpoints{}, ranges of {}, {:?}",
             tree.head().number,
             endpoints.len(),
             if is_http { " over HTTP" } else { "" },
-            setup.max_range
+            setup.max_range,
+            setup.contracts.confirmation
         )];
         let (processes, tally) = (vec![], Tally::default());
         let client = Client::open(redis.url(), Keys::default()).unwrap();
-        Self { rng, tree, endpoints, database, fresh, redis, client, setup, pool, processes, finality, trace, tally }
+        let highest = tree.head().number;
+        Self {
+            rng,
+            tree,
+            endpoints,
+            database,
+            fresh,
+            redis,
+            client,
+            setup,
+            pool,
+            processes,
+            highest,
+            reach,
+            trace,
+            tally,
+        }
     }
 
     /// Runs to the end.
@@ -126,6 +161,9 @@ impl<'a> Run<'a> {
             self.step().await?;
             self.wait().await?;
         }
+        // What was final once stays so: the index from nothing has to come as far.
+        let missing = self.highest.saturating_sub(self.tree.head().number);
+        self.tree.grow(&mut self.rng, missing);
         self.settle().await?;
         let equal = self.compare().await;
         self.tally.blocks = self.tree.blocks.len();
@@ -165,7 +203,9 @@ impl<'a> Run<'a> {
     }
 
     fn reorg(&mut self) {
-        let most = (self.tree.head().number - self.tree.kept).min(DEEPEST);
+        self.highest = self.highest.max(self.tree.head().number);
+        let lowest = self.tree.kept.max(self.highest.saturating_sub(self.reach));
+        let most = self.tree.head().number.saturating_sub(lowest).min(DEEPEST);
         let most = if self.rng.random_bool(0.7) { most.min(6) } else { most };
         if most == 0 {
             return;
@@ -335,12 +375,19 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         // Whoever was frozen has to have had its say.
         let mut turns: Vec<u64> = self.processes.iter().map(|process| process.turns() + 2).collect();
+        let mut passes = 0;
         loop {
             self.reap().await?;
             turns.truncate(self.processes.len());
             let all_turned = self.processes.iter().zip(&turns).all(|(process, turns)| process.turns() >= *turns);
             let settled = match check::is_settled(&self.pool, &self.tree, &self.client).await {
-                Ok(Ok(())) if all_turned => break,
+                Ok(Ok(())) if all_turned && passes == 1 => break,
+                Ok(Ok(())) if all_turned => {
+                    // What came with the last block may have brought about something more.
+                    passes += 1;
+                    turns = self.processes.iter().map(|process| process.turns() + 2).collect();
+                    "once".to_owned()
+                }
                 Ok(Ok(())) => "some are waiting".to_owned(),
                 Ok(Err(why)) => why,
                 Err(error) => error.to_string(),
@@ -369,7 +416,7 @@ impl<'a> Run<'a> {
         let keys = stores::keys(&self.client).await.unwrap();
         stores::command(self.redis, &["FLUSHALL"]).await.unwrap();
 
-        let endpoint = Endpoint::honest(self.tree.best.clone(), self.finality);
+        let endpoint = Endpoint::honest(self.tree.best.clone());
         let setup = Setup {
             database_url: self.fresh.url().to_owned(),
             providers: vec![endpoint.provider()],
