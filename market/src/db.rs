@@ -52,10 +52,11 @@ pub async fn connect_bounded(
 }
 
 /// What a pool connects with. All its sessions have a name that no other pool's have, by which a leader that no longer answers can
-/// be parted from the database ([`leader`]).
+/// be parted from the database ([`leader`]). Queries here read few rows: to compile one takes longer than to run it, and
+/// Postgres, which knows nothing of fresh tables, would compile some each time.
 fn options(database_url: &str) -> Result<PgConnectOptions, sqlx::Error> {
     let name = format!("littoral-{:016x}", rand::random::<u64>());
-    Ok(PgConnectOptions::from_str(database_url)?.application_name(&name))
+    Ok(PgConnectOptions::from_str(database_url)?.application_name(&name).options([("jit", "off")]))
 }
 
 fn pool_options(max_connections: u32) -> PgPoolOptions {

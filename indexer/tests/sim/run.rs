@@ -17,7 +17,6 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
 
 use super::chain::{DEEPEST, Tree};
 use super::check::{self, Broken, Looked};
@@ -26,7 +25,7 @@ use super::rpc::{Endpoint, FINALIZED, Faults};
 use super::stores::{self, Database};
 
 /// Something that does not end in this time will not.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What a run did, for those who look whether the simulator does anything.
 #[derive(Debug, Default, Clone, Copy)]
@@ -87,11 +86,6 @@ fn policy(rng: &mut StdRng) -> (Policy, u64) {
     }
 }
 
-/// A pool that asks nothing of Postgres before it is used.
-fn lazily(url: &str) -> PgPool {
-    PgPoolOptions::new().max_connections(2).acquire_timeout(Duration::from_secs(20)).connect_lazy(url).unwrap()
-}
-
 impl<'a> Run<'a> {
     pub async fn new(seed: u64, database: Database, fresh: &'a TestDatabase, redis: &'a mut Redis) -> Run<'a> {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -117,7 +111,7 @@ impl<'a> Run<'a> {
             now: check::now(),
             is_notified: rng.random_bool(0.1),
         };
-        let pool = lazily(database.url());
+        let pool = db::connect(database.url(), 2).await.unwrap();
         let trace = vec![format!(
             "contracts in block {deploy_block}, head {}, {} endpoints{}, ranges of {}, {:?}",
             tree.head().number,

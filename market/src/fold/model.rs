@@ -2,7 +2,7 @@
 //! after the Solidity and not after the fold, so that tests compare two opinions. Built for tests only: those of this crate,
 //! and those of others that ask for the feature `model`.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)] // it is all test
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::new_without_default)] // it is all test
 
 mod channels;
 mod jobs;

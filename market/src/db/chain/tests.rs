@@ -170,7 +170,10 @@ async fn whatever_is_taken_back_and_comes_again_counts_as_the_final_chain_has_it
 /// What the chain's latest actions turn into: how many are taken back, what comes in their place, and how many blocks a step of
 /// the cursor takes.
 fn turns() -> impl Strategy<Value = Vec<(usize, Vec<Action>, usize)>> {
-    proptest::collection::vec((0..40_usize, proptest::collection::vec(model::action(model::ORDERS), 1..40), 1..6_usize), 2..12)
+    proptest::collection::vec(
+        (0..40_usize, proptest::collection::vec(model::action(model::ORDERS), 1..40), 1..6_usize),
+        2..12,
+    )
 }
 
 /// Forward by steps of one and of several blocks, and back into the middle of any of them, onto branches that differ in hashes
