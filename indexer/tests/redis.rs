@@ -6,50 +6,8 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use devnet::{Redis, RedisOptions};
-use market::clock;
-use market::db::outbox::{self, Source};
-use market::redis::client::Client;
-use market::redis::dump::dump;
-use market::redis::keys::Keys;
-use market::redis::projector::Projector;
-use serde_json::Value;
+use support::mirror::{Mirror, fresh_keys};
 use support::{Chain, ETHER, Index, NODE, REQUESTER, spec};
-
-/// A Redis that is kept equal to an index.
-struct Mirror {
-    client: Client,
-    projector: Projector,
-    _redis: Redis,
-}
-
-impl Mirror {
-    /// Fills a fresh Redis from the index.
-    async fn of(index: &Index) -> Self {
-        let redis = Redis::start(RedisOptions::default()).await.unwrap();
-        let client = Client::open(redis.url(), Keys::default()).unwrap();
-        let projector = Projector::new(index.pool.clone(), client.clone(), Source::Chain);
-        projector.upkeep(clock::now()).await.unwrap();
-        Self { client, projector, _redis: redis }
-    }
-
-    /// Applies the outbox, and returns all keys but the one that names the database.
-    async fn keys(&self, index: &Index) -> BTreeMap<String, Value> {
-        self.projector.drain(clock::now()).await.unwrap();
-        let mut db = index.pool.acquire().await.unwrap();
-        assert_eq!(outbox::depth(&mut db, Source::Chain).await.unwrap(), (0, None), "the outbox is drained");
-        let mut keys = dump(&self.client).await.unwrap();
-        keys.remove(&self.client.keys().generation());
-        keys
-    }
-}
-
-/// What a fresh Redis over a fresh index of the chain holds.
-async fn fresh_keys(chain: &Chain) -> BTreeMap<String, Value> {
-    let mut index = Index::of(chain).await;
-    index.catch_up().await;
-    Mirror::of(&index).await.keys(&index).await
-}
 
 #[tokio::test]
 async fn after_reorgs_redis_is_as_if_filled_afresh() {

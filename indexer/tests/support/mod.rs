@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod endpoint;
 pub mod everything;
+pub mod mirror;
 pub mod process;
 
 use std::time::Duration;
