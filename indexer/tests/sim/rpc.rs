@@ -60,12 +60,11 @@ impl Faults {
             slow: one(20),
             other_view: one(30),
             no_block: one(10),
-            no_logs: one(30),
-            gap: one(30),
             wrong_log: one(15),
             wrong_hash: one(10),
             wrong_bloom: one(10),
             disorder: one(30),
+            ..Self::default()
         }
     }
 }
@@ -86,6 +85,8 @@ struct State {
     limits: (u64, usize),
     /// Whether logs of a block that it does not know are none rather than an error.
     is_ignorant: bool,
+    /// The lowest block that it may tell a wrong hash of.
+    first: u64,
     requests: u64,
     rng: StdRng,
     told: Vec<String>,
@@ -101,7 +102,7 @@ fn refusal(code: i64, message: &'static str) -> Failure {
 }
 
 impl Endpoint {
-    pub fn new(name: usize, seed: u64, view: Branch) -> Self {
+    pub fn new(name: usize, seed: u64, first: u64, view: Branch) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let limits = [(u64::MAX, usize::MAX), (10, usize::MAX), (u64::MAX, 25), (40, 60), (1, usize::MAX)];
         let limits = *limits.choose(&mut rng).unwrap();
@@ -114,6 +115,7 @@ impl Endpoint {
             is_up: true,
             limits,
             is_ignorant,
+            first,
             requests: 0,
             rng,
             told: vec![],
@@ -122,7 +124,7 @@ impl Endpoint {
 
     /// An endpoint without any limits.
     pub fn honest(view: Branch) -> Self {
-        let endpoint = Self::new(99, 0, view);
+        let endpoint = Self::new(99, 0, 0, view);
         endpoint.0.lock().unwrap().limits = (u64::MAX, usize::MAX);
         endpoint
     }
@@ -270,7 +272,10 @@ impl State {
             return Value::Null;
         };
         let mut told = block.header.clone();
-        if self.hit(self.faults.wrong_hash, &format!("wrong hash of block {}", block.number)) {
+        // The block that indexing begins on is taken as it is told.
+        if block.number >= self.first
+            && self.hit(self.faults.wrong_hash, &format!("wrong hash of block {}", block.number))
+        {
             told.header.hash = B256::from(self.rng.random::<[u8; 32]>());
         }
         if self.hit(self.faults.wrong_bloom, &format!("wrong bloom filter of block {}", block.number)) {

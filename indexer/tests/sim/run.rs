@@ -94,8 +94,9 @@ impl<'a> Run<'a> {
         let length = *[0, 3, 30, 70, 150].choose(&mut rng).unwrap();
         tree.grow(&mut rng, length);
         let (confirmation, reach) = policy(&mut rng);
-        let endpoints: Vec<Endpoint> =
-            (0..rng.random_range(1..=3)).map(|name| Endpoint::new(name, rng.random(), tree.best.clone())).collect();
+        let endpoints: Vec<Endpoint> = (0..rng.random_range(1..=3))
+            .map(|name| Endpoint::new(name, rng.random(), deploy_block, tree.best.clone()))
+            .collect();
         let mut providers = vec![];
         let is_http = rng.random_bool(0.1);
         for endpoint in &endpoints {
