@@ -215,7 +215,8 @@ async fn look(
     leadership: &mut Leadership,
     follower: &mut Option<Follower>,
 ) -> Result<bool, FollowError> {
-    leadership.check().await?;
+    // Back to standby.
+    leadership.check().await.map_err(|_| sqlx::Error::WorkerCrashed)?;
     let following = match follower {
         Some(following) => following,
         None => follower.insert(setup.follower(pool, leadership).await?),
