@@ -77,7 +77,7 @@ async fn empty(database: &TestDatabase) {
          begin
              set local session_replication_role = replica;
              for name in select tablename from pg_tables where schemaname = 'public' and tablename not in
-                 ('_sqlx_migrations', 'redis_generation', 'node_profile')
+                 ('_sqlx_migrations', 'redis_generation', 'projection_progress', 'node_profile')
              loop
                  execute format('delete from %I', name);
              end loop;
