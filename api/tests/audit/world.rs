@@ -11,7 +11,7 @@ use market::db::chain::{self, Step};
 use market::db::leader::{Leadership, Role};
 use market::db::{self, confirmation, order};
 use market::fold::Contracts;
-use market::source::{RangeSize, Source};
+use market::source::Source;
 use sqlx::PgPool;
 
 use crate::chain::Chain;
@@ -48,8 +48,10 @@ impl Books {
         let mut tx = self.pool.begin().await.unwrap();
         let from = chain::cursor(&mut tx).await.unwrap().unwrap().block;
         let head = self.source.head().await.unwrap().block.id.number;
-        let mut size = RangeSize::up_to(u64::MAX);
-        let stretch = self.source.next_range(from.number + 1, head, &mut size).await.unwrap();
+        if head == from.number {
+            return;
+        }
+        let stretch = self.source.range(from.number + 1..=head).await.unwrap();
         let step = Step { from, ancestor: None, blocks: stretch.blocks, events: stretch.events, settled: 0 };
         let (fence, contracts) = (self.leadership.fence(), self.source.contracts());
         chain::apply(&mut tx, fence, contracts, &step, clock::now()).await.unwrap();

@@ -174,7 +174,7 @@ async fn readers_never_see_an_empty_or_a_half_queue_while_it_is_rebuilt() {
     let rebuild = async {
         for anew in [true, false] {
             if !anew {
-                projection::renew_generation(&mut *world.pool.acquire().await.unwrap()).await.unwrap();
+                projection::renew_generation(&mut world.pool.acquire().await.unwrap()).await.unwrap();
             }
             assert!(rebuild::rebuild(&world.pool, &world.redis, world.at(5)).await.unwrap());
         }

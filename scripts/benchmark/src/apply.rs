@@ -71,6 +71,8 @@ impl Apply {
         Ok(true)
     }
 
+    // What it asks of Postgres' own statistics is no query of the market's.
+    #[allow(clippy::disallowed_methods)]
     async fn measure(&self, pool: &PgPool, traffic: &Traffic, steps: &[Step]) -> anyhow::Result<Figures> {
         let leadership = Leadership::try_acquire(pool, Role::Indexer, clock::now()).await?.context("someone leads")?;
         let fence = leadership.fence();

@@ -131,11 +131,10 @@ pub(super) async fn save(db: &mut PgConnection, stored: &Rows, rows: &Rows) -> R
     registry::save_nodes(db, &differing(&stored.nodes, &rows.nodes)).await
 }
 
+type Jobs<'r> = Vec<(B256, &'r EscrowJob)>;
+
 /// Jobs that are not stored, and those that are stored otherwise.
-fn jobs_by_whether_stored<'r>(
-    stored: &Rows,
-    rows: &'r Rows,
-) -> (Vec<(B256, &'r EscrowJob)>, Vec<(B256, &'r EscrowJob)>) {
+fn jobs_by_whether_stored<'r>(stored: &Rows, rows: &'r Rows) -> (Jobs<'r>, Jobs<'r>) {
     let differing = rows.jobs.iter().filter(|(id, job)| stored.jobs.get(*id) != Some(*job));
     differing.map(|(id, job)| (*id, job)).partition(|(id, _)| !stored.jobs.contains_key(id))
 }

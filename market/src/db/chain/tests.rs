@@ -273,6 +273,8 @@ async fn events_that_cannot_follow_change_nothing_and_leave_the_connection_as_it
     index.assert_is(&blocks).await;
 }
 
+// What no program does has no query of its own.
+#[allow(clippy::disallowed_methods)]
 #[tokio::test]
 async fn a_block_that_comes_back_takes_the_place_of_what_was_stored_of_it() {
     let mut index = Index::new().await;
