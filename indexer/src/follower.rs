@@ -25,8 +25,10 @@ pub const SETTLED_DISTANCE: u64 = 64;
 pub const NEAR: u64 = 32;
 /// Most blocks of one step at the head.
 const LINKED: u64 = 32;
-/// How often it is asked which block is final, where that costs a request.
+/// How often it is asked which block is final, where that costs a request; and how often while the chain does not grow, for
+/// whoever was asked may have been behind.
 const FINAL_INTERVAL: Duration = Duration::from_secs(1);
+const FINAL_AGAIN: Duration = Duration::from_secs(5);
 /// How long one step waits for final blocks before whoever takes the steps is heard again.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -44,8 +46,8 @@ pub struct Follower {
     finalized: Option<BlockId>,
     /// What was taken down last: head and final block.
     observed: Option<(u64, Option<BlockId>)>,
-    /// When it was asked which block is final, and at which height of the chain.
-    asked: Option<(Instant, u64)>,
+    /// When it was asked which block is final, and at which height of the chain that was answered.
+    asked: Option<(Instant, Option<u64>)>,
     backfilling: Option<Backfilling>,
     pruned_at: u64,
 }
@@ -149,11 +151,9 @@ impl FollowError {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::Source(SourceError::Decode(_)) => Remedy::Stop,
-            Self::Source(_) | Self::NoAnchor(_) => Remedy::Retry,
-            Self::WrongDeployment { .. }
-            | Self::AnotherChain { .. }
-            | Self::FinalReorged { .. }
-            | Self::Observe(ObserveError::Contradicted { .. }) => Remedy::Stop,
+            // If it is the cursor that is on another branch, the chain's head tells.
+            Self::Source(_) | Self::NoAnchor(_) | Self::Observe(ObserveError::Contradicted { .. }) => Remedy::Retry,
+            Self::WrongDeployment { .. } | Self::AnotherChain { .. } | Self::FinalReorged { .. } => Remedy::Stop,
             Self::Apply(ApplyError::CursorMoved(_) | ApplyError::Fence(FenceError::Deposed { .. }))
             | Self::Observe(ObserveError::Fence(FenceError::Deposed { .. }) | ObserveError::NoCursor) => {
                 Remedy::StandBy
@@ -260,6 +260,15 @@ impl Follower {
 
     /// Takes one step, if there is one to take.
     pub async fn advance(&mut self, now: DateTime<Utc>) -> Result<Progress, FollowError> {
+        let advanced = self.advance_once(now).await;
+        if advanced.is_err() {
+            // It may be what is thought to be final that does not fit.
+            self.asked = None;
+        }
+        advanced
+    }
+
+    async fn advance_once(&mut self, now: DateTime<Utc>) -> Result<Progress, FollowError> {
         let Some((step, is_backfill)) = self.next_step().await? else {
             self.observe_again(now).await?;
             return Ok(Progress { head: self.head.number, cursor: self.cursor, step: None });
@@ -268,7 +277,9 @@ impl Follower {
         let Some(tip) = step.blocks.last().map(|block| block.id) else { return Err(ApplyError::NoBlocks.into()) };
         let mut tx = self.pool.begin().await?;
         let applied = chain::apply(&mut tx, self.fence, self.source.contracts(), &step, now).await?;
-        self.observe(&mut tx, self.head.number.max(tip.number), now).await?;
+        // A final block above the cursor is known to be of the same branch only where reading was up to it.
+        let finalized = self.finalized.filter(|finalized| is_backfill || finalized.number <= tip.number);
+        self.observe(&mut tx, self.head.number.max(tip.number), finalized, now).await?;
         tx.commit().await?;
         self.cursor = tip;
         if self.head.number < tip.number {
@@ -284,9 +295,15 @@ impl Follower {
     }
 
     /// Takes down what the chain has. The cursor has to be on it, and so has what is final.
-    async fn observe(&mut self, db: &mut PgConnection, head: u64, now: DateTime<Utc>) -> Result<(), FollowError> {
-        chain_view::observe(db, self.fence, head, self.finalized, now).await?;
-        self.observed = Some((head, self.finalized));
+    async fn observe(
+        &mut self,
+        db: &mut PgConnection,
+        head: u64,
+        finalized: Option<BlockId>,
+        now: DateTime<Utc>,
+    ) -> Result<(), FollowError> {
+        chain_view::observe(db, self.fence, head, finalized, now).await?;
+        self.observed = Some((head, finalized));
         Ok(())
     }
 
@@ -295,7 +312,7 @@ impl Follower {
         let seen = (self.head.number, self.finalized);
         if self.head == self.cursor && self.observed != Some(seen) {
             let mut tx = self.pool.begin().await?;
-            self.observe(&mut tx, self.head.number, now).await?;
+            self.observe(&mut tx, self.head.number, self.finalized, now).await?;
             tx.commit().await?;
         }
         Ok(())
@@ -338,7 +355,11 @@ impl Follower {
             Err(error) => {
                 self.backfilling = None;
                 match error {
-                    SourceError::Branched(_) => Ok(self.reorg_step(head.block.id).await?.map(|step| (step, false))),
+                    SourceError::Branched(_) => match self.reorg_step(head.block.id).await? {
+                        Some(step) => Ok(Some((step, false))),
+                        // Then it is not the cursor that is elsewhere.
+                        None => Err(error.into()),
+                    },
                     error => Err(error.into()),
                 }
             }
@@ -387,14 +408,16 @@ impl Follower {
     async fn look_for_final(&mut self, head: &Header) -> Result<(), FollowError> {
         let (finality, height) = (self.policy().finality(), head.block.id.number);
         let is_free = finality == Finality::Depth(0) && self.source.provider_count() == 1;
-        let is_recent = self.asked.is_some_and(|(at, asked)| asked == height || at.elapsed() < FINAL_INTERVAL);
+        let is_recent = self.asked.is_some_and(|(at, answered)| {
+            at.elapsed() < if answered == Some(height) { FINAL_AGAIN } else { FINAL_INTERVAL }
+        });
         if is_recent && !is_free {
             return Ok(());
         }
         let found = self.source.final_block(head, finality).await?;
-        self.asked = Some((Instant::now(), height));
+        self.asked = Some((Instant::now(), found.map(|_| height)));
         // An endpoint that is behind does not make less final.
-        let is_later = |found: &BlockId| self.finalized.is_none_or(|known| known.number < found.number);
+        let is_later = |found: &BlockId| self.finalized.is_none_or(|known| known.number <= found.number);
         if let Some(found) = found.filter(|found| self.policy().follows_reorgs_below_final() || is_later(found)) {
             self.finalized = Some(found);
         }
@@ -412,21 +435,30 @@ impl Follower {
         Ok(Some(Step { from, ancestor: Some(ancestor), blocks, events, settled: self.settled() }))
     }
 
-    /// An error if blocks above `ancestor` are final. If only some endpoints say that they are gone, it is those that are
-    /// wrong.
+    /// An error if applied blocks above `ancestor` are final. If only some endpoints say that they are gone, it is those that
+    /// are wrong. What the chain calls final now says nothing here: it may be of the branch that the cursor is not on yet.
     async fn check_final(&self, ancestor: BlockId) -> Result<(), FollowError> {
-        let Some(finalized) = self.finalized.filter(|finalized| finalized.number > ancestor.number) else {
-            return Ok(());
-        };
         if self.policy().follows_reorgs_below_final() {
             return Ok(());
         }
+        let Some(finalized) = self.applied_final().await?.filter(|block| block.number > ancestor.number) else {
+            return Ok(());
+        };
         if !self.source.is_gone(finalized).await? {
             let what = format!("block {} is final and has another hash now", finalized.number);
             return Err(SourceError::Inconsistent(what).into());
         }
         counter!("littoral_indexer_final_reorgs_total").increment(1);
         Err(FollowError::FinalReorged { ancestor: ancestor.number, finalized })
+    }
+
+    /// The latest applied block that counts as final.
+    async fn applied_final(&self) -> Result<Option<BlockId>, FollowError> {
+        let standing = chain_view::standing(&mut *self.pool.acquire().await?).await?;
+        match standing.and_then(|standing| standing.final_block) {
+            Some(number) => self.stored(number).await,
+            None => Ok(None),
+        }
     }
 
     /// The highest stored block that is on the chain, if any stored block up to `limit` is not.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use market::confirmation::{Finality, Policy};
 use market::db::outbox::{self, Source};
-use market::db::{audit, chain, ledger};
+use market::db::{audit, chain, confirmation, ledger};
 use market::fold::{ChainEvent, EscrowState, Rows, model};
 use market::redis::client::Client;
 use market::redis::rebuild;
 use sqlx::PgPool;
 
 use super::chain::Tree;
+use super::rpc::FINALIZED;
 use super::stores;
 
 /// Something is not as it must be.
@@ -62,13 +64,23 @@ pub async fn at_any_moment(pool: &PgPool, tree: &Tree) -> Looked {
     Ok(Ok(()))
 }
 
-/// Whether the database is at the chain's head and Redis has all of it.
-pub async fn is_settled(pool: &PgPool, tree: &Tree, redis: &Client) -> Result<Result<(), String>, sqlx::Error> {
+/// Whether the database is at the chain's head, knows what is final by the nodes' word, and Redis has all of it.
+pub async fn is_settled(
+    pool: &PgPool,
+    tree: &Tree,
+    policy: &Policy,
+    redis: &Client,
+) -> Result<Result<(), String>, sqlx::Error> {
     let mut db = pool.acquire().await?;
     let head = tree.head();
     let cursor = chain::cursor(&mut db).await?;
     if cursor.as_ref().is_none_or(|cursor| cursor.block.hash != head.hash) {
         return Ok(Err(format!("the cursor is at {:?}, not at block {}", cursor.map(|c| c.block.number), head.number)));
+    }
+    let standing = confirmation::standing(&mut db).await?;
+    let (known, wanted) = (standing.and_then(|standing| standing.final_block), head.number.saturating_sub(FINALIZED));
+    if policy.finality() == Finality::Tag && known.is_none_or(|known| known < wanted) {
+        return Ok(Err(format!("blocks up to {known:?} are final, not up to {wanted}")));
     }
     let (rows, _) = outbox::depth(&mut db, Source::Chain).await?;
     if rows > 0 {

@@ -75,6 +75,8 @@ struct Turns {
     standby: AtomicU64,
     follow: AtomicU64,
     project: AtomicU64,
+    /// What kept it from following last.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Process {
@@ -126,7 +128,8 @@ impl Process {
     pub fn describe(&self) -> String {
         let [standby, follow, project] =
             [&self.turns.standby, &self.turns.follow, &self.turns.project].map(|turns| turns.load(Relaxed));
-        format!("{standby} turns as a standby, {follow} of following, {project} of projecting")
+        let trouble = self.turns.trouble.lock().unwrap().clone().unwrap_or_else(|| "none".to_owned());
+        format!("{standby} turns as a standby, {follow} of following, {project} of projecting, last trouble: {trouble}")
     }
 }
 
@@ -202,7 +205,10 @@ async fn follow(setup: &Setup, pool: &PgPool, mut leadership: Leadership, turns:
         match look(setup, pool, &mut leadership, &mut follower).await {
             Ok(true) => {}
             Ok(false) => tokio::time::sleep(Duration::from_millis(5)).await,
-            Err(error) if error.remedy() == Remedy::Retry => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(error) if error.remedy() == Remedy::Retry => {
+                *turns.trouble.lock().unwrap() = Some(error.to_string());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             Err(error) => return error,
         }
     }

@@ -25,7 +25,7 @@ use super::rpc::{Endpoint, FINALIZED, Faults};
 use super::stores::{self, Database};
 
 /// Something that does not end in this time will not.
-const PATIENCE: Duration = Duration::from_secs(150);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a run did, for those who look whether the simulator does anything.
 #[derive(Debug, Default, Clone, Copy)]
@@ -375,18 +375,20 @@ impl<'a> Run<'a> {
             self.reap().await?;
             turns.truncate(self.processes.len());
             let all_turned = self.processes.iter().zip(&turns).all(|(process, turns)| process.turns() >= *turns);
-            let settled = match check::is_settled(&self.pool, &self.tree, &self.client).await {
-                Ok(Ok(())) if all_turned && passes == 1 => break,
-                Ok(Ok(())) if all_turned => {
-                    // What came with the last block may have brought about something more.
-                    passes += 1;
-                    turns = self.processes.iter().map(|process| process.turns() + 2).collect();
-                    "once".to_owned()
-                }
-                Ok(Ok(())) => "some are waiting".to_owned(),
-                Ok(Err(why)) => why,
-                Err(error) => error.to_string(),
-            };
+            let settled =
+                match check::is_settled(&self.pool, &self.tree, &self.setup.contracts.confirmation, &self.client).await
+                {
+                    Ok(Ok(())) if all_turned && passes == 1 => break,
+                    Ok(Ok(())) if all_turned => {
+                        // What came with the last block may have brought about something more.
+                        passes += 1;
+                        turns = self.processes.iter().map(|process| process.turns() + 2).collect();
+                        "once".to_owned()
+                    }
+                    Ok(Ok(())) => "some are waiting".to_owned(),
+                    Ok(Err(why)) => why,
+                    Err(error) => error.to_string(),
+                };
             if self.processes.is_empty() {
                 self.start();
                 turns.push(2);
