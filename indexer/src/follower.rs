@@ -219,7 +219,7 @@ impl Follower {
             Some(cursor) => cursor.block,
             None => {
                 let number = deploy_block.saturating_sub(SETTLED_DISTANCE);
-                let anchor = source.block(number).await?.ok_or(FollowError::NoAnchor(number))?;
+                let anchor = source.anchor(number).await?.ok_or(FollowError::NoAnchor(number))?;
                 let mut tx = pool.begin().await?;
                 chain::begin(&mut tx, fence, source.contracts(), &anchor).await?;
                 tx.commit().await?;
@@ -508,7 +508,12 @@ impl Follower {
         Ok(found)
     }
 
+    /// What follows from `lowest`, where indexing began, not being on the chain.
     async fn another_chain(&self, lowest: BlockId) -> Result<FollowError, FollowError> {
+        if !self.source.is_gone(lowest).await? {
+            let what = format!("block {}, where indexing began, is said to be another", lowest.number);
+            return Ok(SourceError::Inconsistent(what).into());
+        }
         let actual = self.source.block(lowest.number).await?.map(|block| block.id.hash).unwrap_or_default();
         Ok(FollowError::AnotherChain { number: lowest.number, stored: lowest.hash, actual })
     }

@@ -37,8 +37,6 @@ pub struct Faults {
     pub no_block: u32,
     /// No logs, though there are some.
     pub no_logs: u32,
-    /// All logs of one block are missing from an answer for many blocks.
-    pub gap: u32,
     /// Logs are of a block with another hash, or said to be removed.
     pub wrong_log: u32,
     /// A header's hash is not its hash.
@@ -50,8 +48,9 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Some of all: seldom, or so often that little gets through.
-    pub fn random(rng: &mut StdRng) -> Self {
+    /// Some of all: seldom, or so often that little gets through. Logs are left out where `omits`, but then the filters of
+    /// headers are true: who lies about both, and is alone, is believed.
+    pub fn random(rng: &mut StdRng, omits: bool) -> Self {
         let scale = *[1, 4, 4, 15].choose(rng).unwrap();
         let mut one = |most: u32| if rng.random_bool(0.5) { rng.random_range(0..=most * scale) } else { 0 };
         Self {
@@ -62,9 +61,9 @@ impl Faults {
             no_block: one(10),
             wrong_log: one(15),
             wrong_hash: one(10),
-            wrong_bloom: one(10),
+            no_logs: if omits { one(15).min(15) } else { 0 },
+            wrong_bloom: if omits { 0 } else { one(10) },
             disorder: one(30),
-            ..Self::default()
         }
     }
 }
@@ -85,8 +84,8 @@ struct State {
     limits: (u64, usize),
     /// Whether logs of a block that it does not know are none rather than an error.
     is_ignorant: bool,
-    /// The lowest block that it may tell a wrong hash of.
-    first: u64,
+    /// Whether there is no other.
+    is_alone: bool,
     requests: u64,
     rng: StdRng,
     told: Vec<String>,
@@ -102,7 +101,7 @@ fn refusal(code: i64, message: &'static str) -> Failure {
 }
 
 impl Endpoint {
-    pub fn new(name: usize, seed: u64, first: u64, view: Branch) -> Self {
+    pub fn new(name: usize, seed: u64, is_alone: bool, view: Branch) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let limits = [(u64::MAX, usize::MAX), (10, usize::MAX), (u64::MAX, 25), (40, 60), (1, usize::MAX)];
         let limits = *limits.choose(&mut rng).unwrap();
@@ -115,7 +114,7 @@ impl Endpoint {
             is_up: true,
             limits,
             is_ignorant,
-            first,
+            is_alone,
             requests: 0,
             rng,
             told: vec![],
@@ -124,7 +123,7 @@ impl Endpoint {
 
     /// An endpoint without any limits.
     pub fn honest(view: Branch) -> Self {
-        let endpoint = Self::new(99, 0, 0, view);
+        let endpoint = Self::new(99, 0, true, view);
         endpoint.0.lock().unwrap().limits = (u64::MAX, usize::MAX);
         endpoint
     }
@@ -272,10 +271,7 @@ impl State {
             return Value::Null;
         };
         let mut told = block.header.clone();
-        // The block that indexing begins on is taken as it is told.
-        if block.number >= self.first
-            && self.hit(self.faults.wrong_hash, &format!("wrong hash of block {}", block.number))
-        {
+        if self.hit(self.faults.wrong_hash, &format!("wrong hash of block {}", block.number)) {
             told.header.hash = B256::from(self.rng.random::<[u8; 32]>());
         }
         if self.hit(self.faults.wrong_bloom, &format!("wrong bloom filter of block {}", block.number)) {
@@ -323,15 +319,14 @@ impl State {
             return;
         }
         let any = self.rng.random_range(0..logs.len());
-        if self.hit(self.faults.no_logs, &format!("no logs of {blocks} blocks that have {}", logs.len())) {
+        // Of a range, one endpoint alone is believed.
+        if (blocks == 1 || !self.is_alone)
+            && self.hit(self.faults.no_logs, &format!("no logs of {blocks} blocks that have {}", logs.len()))
+        {
             logs.clear();
             return;
         }
         let number = logs[any].block_number.unwrap();
-        if blocks > 1 && self.hit(self.faults.gap, &format!("no logs of block {number} among {blocks}")) {
-            logs.retain(|log| log.block_number != Some(number));
-            return;
-        }
         if self.hit(self.faults.wrong_log, &format!("wrong log of block {number}")) {
             match self.rng.random_range(0..3) {
                 0 => logs[any].removed = true,

@@ -25,7 +25,7 @@ use super::rpc::{Endpoint, FINALIZED, Faults};
 use super::stores::{self, Database};
 
 /// Something that does not end in this time will not.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What a run did, for those who look whether the simulator does anything.
 #[derive(Debug, Default, Clone, Copy)]
@@ -52,6 +52,8 @@ pub struct Run<'a> {
     setup: Setup,
     pool: PgPool,
     processes: Vec<Process>,
+    /// Whether endpoints leave logs out, rather than lie about filters.
+    omits: bool,
     /// The highest block that there ever was, and how far below it a reorg may reach.
     highest: u64,
     reach: u64,
@@ -94,11 +96,11 @@ impl<'a> Run<'a> {
         let length = *[0, 3, 30, 70, 150].choose(&mut rng).unwrap();
         tree.grow(&mut rng, length);
         let (confirmation, reach) = policy(&mut rng);
-        let endpoints: Vec<Endpoint> = (0..rng.random_range(1..=3))
-            .map(|name| Endpoint::new(name, rng.random(), deploy_block, tree.best.clone()))
-            .collect();
+        let count = rng.random_range(1..=3);
+        let endpoints: Vec<Endpoint> =
+            (0..count).map(|name| Endpoint::new(name, rng.random(), count == 1, tree.best.clone())).collect();
         let mut providers = vec![];
-        let is_http = rng.random_bool(0.1);
+        let (is_http, omits) = (rng.random_bool(0.1), rng.random_bool(0.5));
         for endpoint in &endpoints {
             providers.push(if is_http { over_http(endpoint.clone()).await } else { endpoint.provider() });
         }
@@ -135,6 +137,7 @@ impl<'a> Run<'a> {
             setup,
             pool,
             processes,
+            omits,
             highest,
             reach,
             trace,
@@ -146,7 +149,7 @@ impl<'a> Run<'a> {
     pub async fn run(&mut self) -> Result<(), Broken> {
         for endpoint in &self.endpoints {
             if self.rng.random_bool(0.5) {
-                endpoint.set_faults(Faults::random(&mut self.rng));
+                endpoint.set_faults(Faults::random(&mut self.rng, self.omits));
             }
         }
         for _ in 0..self.rng.random_range(1..=2) {
@@ -246,7 +249,7 @@ impl<'a> Run<'a> {
                 }
             }
             _ => {
-                let faults = Faults::random(&mut self.rng);
+                let faults = Faults::random(&mut self.rng, self.omits);
                 endpoint.set_faults(faults);
                 self.note(format!("endpoint {n}: {faults:?}"));
             }
@@ -373,7 +376,9 @@ impl<'a> Run<'a> {
         let mut passes = 0;
         loop {
             self.reap().await?;
-            turns.truncate(self.processes.len());
+            if turns.len() != self.processes.len() {
+                turns = self.processes.iter().map(|process| process.turns() + 2).collect();
+            }
             let all_turned = self.processes.iter().zip(&turns).all(|(process, turns)| process.turns() >= *turns);
             let settled =
                 match check::is_settled(&self.pool, &self.tree, &self.setup.contracts.confirmation, &self.client).await
@@ -391,7 +396,6 @@ impl<'a> Run<'a> {
                 };
             if self.processes.is_empty() {
                 self.start();
-                turns.push(2);
             }
             if since.elapsed() > PATIENCE {
                 let turns: Vec<String> = self.processes.iter().map(Process::describe).collect();

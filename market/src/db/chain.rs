@@ -5,6 +5,7 @@
 //! die anywhere.
 
 mod block;
+mod changes;
 mod covered;
 mod event;
 mod rewind;
@@ -14,7 +15,7 @@ mod state;
 mod tests;
 mod undo;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
@@ -24,10 +25,11 @@ use super::confirmation;
 use super::indexing::{self, Reorg};
 use super::leader::{Fence, FenceError};
 use super::ledger::{self, Booked};
-use super::outbox::{self, Entity, Source};
+use super::outbox::{self, Source};
 use super::types::{DbAddress, DbHash};
-use crate::fold::{ChainEvent, Contracts, EscrowChannel, Event, FoldError, Images, Key, Rows};
+use crate::fold::{ChainEvent, Contracts, EscrowChannel, FoldError, Images, Key, Rows};
 use crate::ledger::{Balances, entries};
+use changes::Changes;
 
 pub use block::{canonical_at_or_below, prune_headers};
 pub use event::canonical_between;
@@ -207,28 +209,32 @@ pub async fn apply(
         if ancestor.number < undo_above {
             return Err(ApplyError::TooDeep { ancestor: ancestor.number, undo_above });
         }
-        take_back(db, ancestor.number, &mut changes, &mut applied).await?;
+        take_back(db, ancestor, step.from, &mut changes, &mut applied).await?;
         let (from, events_undone) = (step.from, applied.events_undone);
         indexing::note_reorg(db, &Reorg { at: now, ancestor: ancestor.number, from, to: tip, events_undone }).await?;
     }
     extend(db, step, &mut changes, &mut applied).await?;
+    changes.tell_moves(contracts)?;
     if tip.number <= step.settled {
         changes.keep_last();
     }
     undo::settle(db, step, undo_above).await?;
     let stays = step.ancestor.unwrap_or(step.from);
-    changes.0.extend(confirmation::moved(db, step.from.number, tip.number, stays.number).await?);
-    outbox::append_many(db, Source::Chain, &changes.0, now).await?;
+    changes.tell(confirmation::moved(db, step.from.number, tip.number, stays.number).await?);
+    outbox::append_many(db, Source::Chain, changes.told(), now).await?;
     Ok(applied)
 }
 
-/// Takes back all blocks above number `ancestor`.
+/// Takes back all blocks above `ancestor` up to `from`.
 async fn take_back(
     db: &mut PgConnection,
-    ancestor: u64,
+    ancestor: BlockId,
+    from: BlockId,
     changes: &mut Changes,
     applied: &mut Applied,
 ) -> Result<(), ApplyError> {
+    let ancestor = ancestor.number;
+    changes.expect(event::canonical_between(db, ancestor + 1, from.number).await?);
     applied.events_undone += event::orphan_above(db, ancestor).await?;
     let orphans = block::orphan_above(db, ancestor).await?;
     ledger::reverse(db, ancestor, &orphans).await?;
@@ -236,8 +242,8 @@ async fn take_back(
     let stored = rows::load(db, &keys).await?;
     rows::save(db, &stored, &before).await?;
     rows::delete_missing(db, &keys, &before).await?;
-    changes.undone(&keys);
-    changes.0.extend(covered::changes(db, &with_missing(&stored.channels, &keys), &before, true).await?);
+    let covered = covered::changes(db, &with_missing(&stored.channels, &keys), &before, true).await?;
+    changes.undone(&keys, covered);
     applied.rows += keys.len();
     Ok(())
 }
@@ -252,30 +258,29 @@ async fn extend(
     let back = block::insert(db, &step.blocks).await?;
     let keys: BTreeSet<Key> = step.events.iter().flat_map(|event| event.event.keys()).collect();
     let stored = rows::load(db, &keys).await?;
-    let mut folding = Folding::of(&stored, step.settled);
+    let mut folding = Folding::of(&stored, step.settled, changes);
     event::insert(db, &step.events, &back, |events| events.iter().try_for_each(|event| folding.fold(event))).await?;
     undo::keep(db, &folding.images).await?;
     rows::save(db, &stored, &folding.rows).await?;
     ledger::append(db, &folding.book).await?;
-    changes.0.append(&mut folding.changes.0);
-    changes.0.extend(covered::changes(db, &with_missing(&stored.channels, &keys), &folding.rows, false).await?);
+    let covered = covered::changes(db, &with_missing(&stored.channels, &keys), &folding.rows, false).await?;
+    changes.tell(covered);
     applied.rows += keys.len();
     Ok(())
 }
 
 /// What the events of a step amount to, as they are folded.
-struct Folding {
+struct Folding<'a> {
     settled: u64,
     rows: Rows,
     images: Images,
     book: Vec<Booked>,
-    changes: Changes,
+    changes: &'a mut Changes,
 }
 
-impl Folding {
-    fn of(stored: &Rows, settled: u64) -> Self {
-        let (images, changes) = (Images::default(), Changes::default());
-        Self { settled, rows: stored.clone(), images, book: Vec::new(), changes }
+impl<'a> Folding<'a> {
+    fn of(stored: &Rows, settled: u64, changes: &'a mut Changes) -> Self {
+        Self { settled, rows: stored.clone(), images: Images::default(), book: Vec::new(), changes }
     }
 
     fn fold(&mut self, event: &ChainEvent) -> Result<(), FoldError> {
@@ -288,7 +293,7 @@ impl Folding {
         let after = Balances::of(&self.rows, &touched);
         let entries = entries(&event.event, &before, &after);
         self.book.extend(entries.into_iter().map(|entry| Booked::new(&event.log, entry)));
-        self.changes.happened(&event.event);
+        self.changes.happened(event);
         Ok(())
     }
 }
@@ -327,53 +332,4 @@ async fn move_cursor(
     .fetch_optional(db)
     .await?;
     Ok(from_db(moved.ok_or(ApplyError::CursorMoved(from))?)?)
-}
-
-/// What a step changed, as the outbox tells it: what was undone, then what happened, in the chain's order.
-#[derive(Default)]
-struct Changes(Vec<(Entity, &'static str)>);
-
-impl Changes {
-    fn undone(&mut self, keys: &BTreeSet<Key>) {
-        for key in keys {
-            match key {
-                Key::Job(job_id) => self.0.push((Entity::Job(*job_id), "job.reorged")),
-                Key::Node(node) => self.0.push((Entity::Node(*node), "node.reorged")),
-                // Redis holds nothing of these.
-                Key::Account { .. }
-                | Key::Earned { .. }
-                | Key::Channel { .. }
-                | Key::Session { .. }
-                | Key::Settler { .. }
-                | Key::Fee(_)
-                | Key::Parameters => {}
-            }
-        }
-    }
-
-    /// Keeps the last word about each: nobody has to hear of every turn that things took long ago.
-    fn keep_last(&mut self) {
-        let mut told = HashSet::new();
-        self.0.reverse();
-        self.0.retain(|(entity, _)| told.insert(*entity));
-        self.0.reverse();
-    }
-
-    fn happened(&mut self, event: &Event) {
-        self.0.push(match event {
-            Event::JobOpened(e) => (Entity::Job(e.job_id), "job.opened"),
-            Event::ResultSubmitted(e) => (Entity::Job(e.jobId), "job.submitted"),
-            Event::JobPaid(e) => (Entity::Job(e.jobId), "job.paid"),
-            Event::JobRefunded(e) => (Entity::Job(e.jobId), "job.refunded"),
-            Event::NodeUpdated(e) => (Entity::Node(e.node), "node.updated"),
-            Event::Staked(e) => (Entity::Node(e.node), "node.staked"),
-            Event::Unbonding(e) => (Entity::Node(e.node), "node.unbonding"),
-            Event::Unbonded(e) => (Entity::Node(e.node), "node.unbonded"),
-            Event::JobCancelling(e) => (Entity::Job(e.jobId), "job.cancelling"),
-            Event::JobDisputed(e) => (Entity::Job(e.jobId), "job.disputed"),
-            Event::JobResolved(e) => (Entity::Job(e.jobId), "job.resolved"),
-            Event::Slashed(e) => (Entity::Node(e.node), "node.slashed"),
-            _ => return,
-        });
-    }
 }

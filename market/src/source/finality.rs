@@ -27,6 +27,18 @@ impl Source {
         Ok(header.block)
     }
 
+    /// The block with this number, if the chain is that long, to begin on: nothing that comes later shows that its hash was wrong,
+    /// so its child has to name it too, or without one it has to be said twice.
+    pub async fn anchor(&self, number: u64) -> Result<Option<Block>, SourceError> {
+        let Some(anchor) = self.block(number).await? else { return Ok(None) };
+        let is_sure = match self.block(number + 1).await? {
+            Some(child) => child.parent_hash == anchor.id.hash,
+            None => self.block(number).await?.is_some_and(|again| again.id == anchor.id),
+        };
+        let unsure = || SourceError::Inconsistent(format!("block {number} is not the parent of the next one"));
+        if is_sure { Ok(Some(anchor)) } else { Err(unsure()) }
+    }
+
     /// The latest final block of the chain whose latest block is `head`. Nothing if no block is, or if the endpoints do not
     /// agree on it: then it is asked again later.
     pub async fn final_block(&self, head: &Header, finality: Finality) -> Result<Option<BlockId>, SourceError> {
@@ -69,8 +81,8 @@ impl Source {
         agree >= QUORUM
     }
 
-    /// Whether the endpoints that answer all say that `block` is not on the chain. If any still has it, those that said
-    /// otherwise were wrong.
+    /// Whether the endpoints that answer all say, and say again, that `block` is not on the chain but another is. If any still
+    /// has it, those that said otherwise were wrong.
     pub async fn is_gone(&self, block: BlockId) -> Result<bool, SourceError> {
         let said = self.header_by_all(block.number).await;
         if said.is_empty() {
@@ -82,6 +94,9 @@ impl Source {
                 self.providers.lied(*who, "another block where the chain is final");
             }
             return Ok(false);
+        }
+        if self.header_by_all(block.number).await != said {
+            return Err(SourceError::Inconsistent(format!("block {} is another each time", block.number)));
         }
         Ok(said.iter().any(|(_, id)| id.is_some()))
     }

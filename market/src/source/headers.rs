@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use alloy::eips::BlockNumberOrTag;
+use alloy::primitives::B256;
 use alloy::providers::{DynProvider, Provider};
 use alloy::rpc::client::BatchRequest;
 use alloy::transports::TransportResult;
@@ -53,13 +54,25 @@ impl Source {
 
     /// What each endpoint says of the block with this number, if it says anything.
     pub(super) async fn header_by_all(&self, number: u64) -> Vec<(Who, Option<BlockId>)> {
-        let at = BlockNumberOrTag::Number(number);
-        let asked = (0..self.providers.len()).map(|who| async move {
-            let raw = self.providers.ask_one(who, METHOD, &|provider| single(provider, at)).await.ok()?;
-            let header = self.read_header(raw, at, who).ok()?;
-            Some((who, header.map(|header| header.block.id)))
-        });
+        let asked =
+            (0..self.providers.len()).map(|who| async move { Some((who, self.header_of(number, who).await.ok()?)) });
         future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// What `who` says of the block with this number, asked once.
+    pub(super) async fn header_of(&self, number: u64, who: Who) -> Result<Option<BlockId>, SourceError> {
+        let at = BlockNumberOrTag::Number(number);
+        let raw = self.providers.ask_one(who, METHOD, &|provider| single(provider, at)).await?;
+        Ok(self.read_header(raw, at, who)?.map(|header| header.block.id))
+    }
+
+    /// Whether `who` has the block with this hash.
+    pub(super) async fn knows(&self, hash: B256, who: Who) -> Result<bool, SourceError> {
+        let method = "eth_getBlockByHash";
+        let ask = |provider: DynProvider| async move {
+            provider.raw_request::<_, Option<Box<RawValue>>>(method.into(), (hash, false)).await
+        };
+        Ok(self.providers.ask_one(who, method, &ask).await?.is_some())
     }
 
     /// The headers of the blocks with these numbers, which the chain has to have.

@@ -71,18 +71,22 @@ impl Source {
     /// The events of one block: of several answers the fullest where its filter promises more than there is.
     pub async fn events_of(&self, header: &Header) -> Result<Vec<ChainEvent>, SourceError> {
         let mut answers: Vec<(Who, Vec<Found>)> = Vec::new();
-        while answers.len() < MOST_ANSWERS {
-            let asked: Vec<Who> = answers.iter().map(|(who, _)| *who).collect();
+        let mut asked: Vec<Who> = Vec::new();
+        while asked.len() < MOST_ANSWERS {
             let (found, who) = self.logs_of(header, &asked).await?;
             let kept = !self.promises.are_broken(&header.bloom, &found);
-            answers.push((who, found));
+            // Of a block that they do not have, some say that it has no logs.
+            if kept || self.knows(header.block.id.hash, who).await? {
+                answers.push((who, found));
+            }
             if kept || is_settled(&answers) {
                 return self.fullest(header, answers).await;
             }
             counter!("littoral_rpc_broken_promises_total").increment(1);
             if asked.contains(&who) || self.providers.len() == 1 {
-                tokio::time::sleep(ASK_AGAIN * u32::try_from(answers.len()).unwrap_or(u32::MAX)).await;
+                tokio::time::sleep(ASK_AGAIN * u32::try_from(asked.len() + 1).unwrap_or(u32::MAX)).await;
             }
+            asked.push(who);
         }
         Err(SourceError::Inconsistent(format!(
             "the endpoints give {} answers of which no two have the same logs of block {}",
@@ -162,11 +166,7 @@ impl Source {
         let filter = self.filter().from_block(from).to_block(to);
         let (mut found, mut who) = self.logs(&filter, &[]).await?;
         if found.is_empty() && self.providers.len() > 1 {
-            let (second, other) = self.logs(&filter, &[who]).await?;
-            if !second.is_empty() {
-                self.providers.lied(who, "no logs in a range where another endpoint has some");
-                (found, who) = (second, other);
-            }
+            (found, who) = self.second_opinion(&filter, to, who).await?;
         }
         if found.iter().any(|log| !numbers.contains(&log.block.number)) {
             return Err(self.wrong(who, format!("logs from outside {from} to {to}, which was asked for")));
@@ -195,6 +195,22 @@ impl Source {
         let blocks = headers.iter().filter(|(number, _)| kept(number)).map(|(_, at)| at.block.clone()).collect();
         let events = self.decode(found, headers.clone()).await?;
         Ok(Section { parent, stretch: Stretch { blocks, events } })
+    }
+
+    /// What another endpoint than `who`, who has none, says are the logs up to block `to`. That there are none is believed only of
+    /// two that have that block, and the same: one that is behind has nothing to say of what it has not seen.
+    async fn second_opinion(&self, filter: &Filter, to: u64, who: Who) -> Result<(Vec<Found>, Who), SourceError> {
+        let (second, other) = self.logs(filter, &[who]).await?;
+        if !second.is_empty() {
+            self.providers.lied(who, "no logs in a range where another endpoint has some");
+            return Ok((second, other));
+        }
+        let (one, two) = tokio::try_join!(self.header_of(to, who), self.header_of(to, other))?;
+        if who == other || one.is_none() || one != two {
+            let what = format!("not two endpoints have block {to} and say that there are no logs before it");
+            return Err(SourceError::Inconsistent(what));
+        }
+        Ok((second, other))
     }
 
     /// An error if a block whose header was read has logs that the answer lacks: an endpoint that is behind, or is several

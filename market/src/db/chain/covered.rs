@@ -11,6 +11,9 @@ use crate::db::outbox::Entity;
 use crate::db::types::{DbAddress, DbAmount, DbHash};
 use crate::fold::{EscrowChannel, Rows};
 
+/// What is said of a job that a voucher pays for.
+pub(super) const WORDS: [&str; 2] = ["job.paid", "job.covered"];
+
 /// Requester, node and token.
 type Channel = (Address, Address, Address);
 

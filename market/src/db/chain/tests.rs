@@ -8,6 +8,7 @@ use sqlx::PgPool;
 
 use super::*;
 use crate::db::leader::{Leadership, Role};
+use crate::db::outbox::Entity;
 use crate::fold::model::{self, Action, Model, contracts, histories, node, requester, token};
 use crate::fold::{RawLog, Rows, time_of};
 use crate::ledger::Account;
@@ -404,8 +405,39 @@ async fn whoever_watches_a_job_is_told_when_a_voucher_pays_for_it_and_when_that_
     index.apply(Some(blocks[second - 2].0.id), &blocks[second - 1..second]).await;
     assert_eq!(index.told().await, [(id, "job.paid".to_owned())]);
 
+    // Elsewhere, the same transaction.
+    let elsewhere: Vec<Mined> = mined(&Model::after(&course).events(), 7).split_off(second - 1);
+    index.apply(Some(blocks[second - 2].0.id), &elsewhere[..1]).await;
+    assert_eq!(index.told().await, [(id, "job.moved".to_owned())]);
+    index.apply(Some(blocks[second - 2].0.id), &blocks[second - 1..second]).await;
+    assert_eq!(index.told().await, [(id, "job.moved".to_owned())]);
+
     let more = [&course[..], &[later, redeem(50)]].concat();
     let more = mined(&Model::after(&more).events(), 0);
     index.apply(None, &more[second..]).await;
     assert_eq!(index.told().await, [], "a job is paid once");
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_mined_elsewhere_moved() {
+    let mut index = Index::new().await;
+    let wait = || Action::Wait(1);
+    let course: Vec<Action> = model::preparations().flat_map(|action| [action, wait()]).collect();
+    let [one, two] = [4, 6].map(|n| (Model::job_id(&model::order(n)), Action::Open(n, 0)));
+    let both = [&course[..], &[one.1.clone(), wait(), two.1, wait()]].concat();
+    let both = mined(&Model::after(&both).events(), 0);
+    index.apply(None, &both).await;
+    let said = |id: B256, what: &str| (id, what.to_owned());
+    assert_eq!(index.told().await, [said(one.0, "job.opened"), said(two.0, "job.opened")]);
+
+    // On the other branch the first is opened as it was, the second not at all.
+    let only = [&course[..], &[one.1, wait()]].concat();
+    let only = mined(&Model::after(&only).events(), 5);
+    let fork = both.len() - 2;
+    index.apply(Some(both[fork - 1].0.id), &only[fork..]).await;
+    let mut told = index.told().await;
+    told.sort();
+    let mut expected = [said(one.0, "job.moved"), said(two.0, "job.reorged")];
+    expected.sort();
+    assert_eq!(told, expected);
 }
