@@ -9,17 +9,25 @@ use alloy::{
     sol_types::Eip712Domain,
 };
 use chrono::TimeDelta;
-use market::{db::job_view::Stats, deployment::Deployment, redis::client::Client, typed_data};
+use market::{
+    deployment::Deployment,
+    production::Environment,
+    redis::{cache::Cache, client::Client},
+    typed_data,
+};
+use ipnet::IpNet;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::{
-    sync::{Mutex, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    door::{Activity, Limiter, Limits, token::SessionSecret},
     error::{ApiError, ApiResult},
+    http::Origin,
     jobs::Funds,
     store::BlobStore,
 };
@@ -43,13 +51,21 @@ pub struct Settings {
     /// How far the indexer may be behind the chain while the API still counts as ready.
     pub max_index_lag: TimeDelta,
     /// Web origins that may call the API from a browser.
-    pub cors_origins: Vec<String>,
+    pub cors_origins: Vec<Origin>,
     /// How long a request may take, apart from long polls and contents.
     pub request_timeout: Duration,
     /// How many claims may ask the database at once.
     pub claim_slots: usize,
     /// Whom nodes may let redeem their vouchers.
     pub settler: Option<Address>,
+    /// Where it runs.
+    pub environment: Environment,
+    /// Secrets with which applications that share sessions sign tokens; none: they cannot.
+    pub session_secrets: Vec<SessionSecret>,
+    /// Proxies whose word on where a request comes from is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How many requests are taken of whom.
+    pub limits: Limits,
 }
 
 impl Default for Settings {
@@ -66,6 +82,10 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(30),
             claim_slots: 8,
             settler: None,
+            environment: Environment::default(),
+            session_secrets: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
         }
     }
 }
@@ -108,8 +128,12 @@ pub struct Shared {
     pub claim_slots: Semaphore,
     /// Whether requesters had enough for their signed orders when a claim last looked.
     pub funds: Funds,
-    /// The latest count of jobs and when it was made: counting reads every job.
-    pub stats: Mutex<Option<(Instant, Stats)>>,
+    /// Counts requests while Redis does not.
+    pub limiter: Limiter,
+    /// When users last did something.
+    pub activity: Activity,
+    /// What takes long to work out and may be a little old.
+    pub cache: Cache,
     /// Cancelled when the process is to end: long polls return, background tasks stop.
     pub shutdown: CancellationToken,
     /// When the process began to serve.
@@ -123,10 +147,12 @@ impl App {
         Self(Arc::new(Shared {
             domain: parts.deployment.domain(),
             claim_slots: Semaphore::new(parts.settings.claim_slots),
+            cache: Cache::new(parts.redis.clone()),
             parts,
             wake: watch::Sender::new(0),
             funds: Funds::default(),
-            stats: Mutex::new(None),
+            limiter: Limiter::default(),
+            activity: Activity::default(),
             shutdown: CancellationToken::new(),
             started: Instant::now(),
         }))

@@ -1,14 +1,14 @@
 //! Sign-in with Ethereum (EIP-4361), the same for requesters and nodes: what a wallet may do follows from what it is.
 //!
-//! Tokens are random and opaque. Postgres has their hashes only and is what decides, so that flushing Redis signs no one
+//! Tokens that are given out here are random and opaque. Postgres has their hashes only and is what decides, so that flushing Redis signs no one
 //! out; the shared Redis session is written besides, for other applications.
 
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, eip191_hash_message};
+use alloy::primitives::{Address, eip191_hash_message};
 use axum::{
     extract::{FromRequestParts, State},
-    http::{StatusCode, header, request::Parts},
+    http::{StatusCode, request::Parts},
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use market::{
@@ -16,19 +16,21 @@ use market::{
     db::session::{self, Session},
     redis::{
         RedisError,
-        keys::{SESSION_TTL_SECS, user_id_of},
+        keys::SESSION_TTL_SECS,
     },
     typed_data,
+    user::UserId,
 };
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    door::{Caller, Known, token_hash},
     error::{ApiError, ApiResult, Code, Problem},
     extract::Json,
+    wallet,
     wire::{HexBytes, WalletAddress},
 };
 
@@ -52,40 +54,38 @@ pub fn routes() -> OpenApiRouter<App> {
 
 /// Whoever holds a valid token. As an extractor: refuses those who do not.
 #[derive(Debug, Clone)]
-pub struct SignedIn(pub Session);
+pub struct SignedIn {
+    /// Names the user, here and towards other applications.
+    pub user_id: UserId,
+    /// Acts for this wallet.
+    pub wallet: Address,
+    /// Until when.
+    pub expires_at: DateTime<Utc>,
+    /// How the session came to be.
+    pub known: Known,
+}
 
 impl SignedIn {
     /// The wallet that signed in.
     #[must_use]
     pub fn wallet(&self) -> Address {
-        self.0.wallet
+        self.wallet
     }
 }
 
 impl FromRequestParts<App> for SignedIn {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
-        let token = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim())
-            .ok_or_else(|| {
-                ApiError::new(Code::Unauthenticated, "Send Authorization: Bearer and a token of auth/verify.")
-            })?;
-        let mut db = app.parts.pool.acquire().await?;
-        session::find(&mut db, token_hash(token), clock::now())
-            .await?
-            .map(Self)
-            .ok_or_else(|| ApiError::new(Code::Unauthenticated, "The token is unknown or has expired. Sign in again."))
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Self::Rejection> {
+        match parts.extensions.get::<Caller>() {
+            Some(Caller::Known(user)) => Ok(user.clone()),
+            Some(Caller::Refused(refusal)) => Err((*refusal).into()),
+            Some(Caller::Anonymous) | None => {
+                let detail = "Send Authorization: Bearer and a token of auth/verify.";
+                Err(ApiError::new(Code::Unauthenticated, detail))
+            }
+        }
     }
-}
-
-fn token_hash(token: &str) -> B256 {
-    B256::from_slice(&Sha256::digest(token.as_bytes()))
 }
 
 /// A nonce to be signed.
@@ -108,7 +108,7 @@ pub struct VerifyRequest {
         example = "127.0.0.1:3001 wants you to sign in with your Ethereum account:\n0x70997970C51812dc3A010C7d01b50e0d17dc79C8\n\n\nURI: http://127.0.0.1:3001\nVersion: 1\nChain ID: 31337\nNonce: kEWepMt9knR6lWJ6A\nIssued At: 2026-01-01T00:00:00Z"
     )]
     pub message: String,
-    /// Its EIP-191 signature (`personal_sign`), 65 bytes.
+    /// Its EIP-191 signature (`personal_sign`), 65 bytes; or what a contract wallet takes for its own (ERC-1271).
     pub signature: HexBytes,
 }
 
@@ -134,10 +134,14 @@ pub struct SessionBody {
     pub user_id: String,
     /// Who signed in.
     pub wallet_address: WalletAddress,
-    /// Since when.
-    pub created_at: DateTime<Utc>,
-    /// Until when.
+    /// Since when; `null` for a session that another application made.
+    pub created_at: Option<DateTime<Utc>>,
+    /// Until when the token counts.
     pub expires_at: DateTime<Utc>,
+    /// Tier of the user's token, as another application says.
+    pub nft_tier: Option<String>,
+    /// Public key that another application made for the user.
+    pub pkp_public_key: Option<String>,
 }
 
 /// Get a nonce for a sign-in message
@@ -150,6 +154,8 @@ async fn create_nonce(State(app): State<App>) -> ApiResult<Json<NonceBody>> {
 }
 
 /// Sign in with a signed message
+///
+/// By the wallet's key or, if the wallet is a contract, by whatever it takes for its signature (ERC-1271).
 #[utoipa::path(
     post, path = "/lit-compute/auth/verify", tag = "auth", request_body = VerifyRequest,
     responses(
@@ -162,17 +168,12 @@ async fn verify(State(app): State<App>, Json(request): Json<VerifyRequest>) -> A
     let now = clock::now();
     let message = parse_message(&request.message)?;
     let wallet = check_message(&app, &message, now)?;
-    let digest = eip191_hash_message(request.message.as_bytes());
-    let signer = typed_data::recover(&request.signature.0, digest)
-        .map_err(|error| ApiError::field(Code::BadSignature, "signature", error.to_string()))?;
-    if signer != wallet {
-        let detail = format!("is by {signer}, not by {wallet}");
-        return Err(ApiError::field(Code::BadSignature, "signature", detail));
-    }
+    check_signature(&app, &request, wallet).await?;
     let token = hex::encode(rand::random::<[u8; 32]>());
+    let user_id = UserId::of(wallet);
     let session = Session {
         token_hash: token_hash(&token),
-        user_id: user_id_of(wallet),
+        user_id: user_id.to_string(),
         wallet,
         created_at: now,
         expires_at: now + TimeDelta::seconds(SESSION_TTL_SECS.cast_signed()),
@@ -181,9 +182,9 @@ async fn verify(State(app): State<App>, Json(request): Json<VerifyRequest>) -> A
         let detail = "The nonce was not handed out by this API, was used, or has expired. Ask for another.";
         return Err(ApiError::field(Code::NonceInvalid, "message", detail));
     }
-    let written = market::redis::session::write(&app.parts.redis, &session.user_id, wallet, now);
-    shared("write", &session.user_id, written).await;
-    tracing::info!(%wallet, user_id = session.user_id, "signed in");
+    let written = market::redis::session::write(&app.parts.redis, &user_id, wallet, now);
+    shared(&app, "write", &user_id, written).await;
+    tracing::info!(%wallet, %user_id, "signed in");
     Ok(Json(TokenBody {
         token,
         user_id: session.user_id,
@@ -192,26 +193,50 @@ async fn verify(State(app): State<App>, Json(request): Json<VerifyRequest>) -> A
     }))
 }
 
+/// That the wallet's key signed the message, or that it is a contract that takes the signature for its own.
+async fn check_signature(app: &App, request: &VerifyRequest, wallet: Address) -> ApiResult<()> {
+    let (signature, digest) = (&request.signature.0, eip191_hash_message(request.message.as_bytes()));
+    if signature.len() > wallet::MAX_SIGNATURE_BYTES {
+        let detail = format!("must have at most {} bytes", wallet::MAX_SIGNATURE_BYTES);
+        return Err(ApiError::field(Code::InvalidField, "signature", detail));
+    }
+    let detail = match typed_data::recover(signature, digest) {
+        Ok(signer) if signer == wallet => return Ok(()),
+        Ok(signer) => format!("is by {signer}, not by {wallet}"),
+        Err(error) => error.to_string(),
+    };
+    if wallet::accepts(app, wallet, digest, signature).await? {
+        return Ok(());
+    }
+    Err(ApiError::field(Code::BadSignature, "signature", detail))
+}
+
 /// Does something to the session that other applications see. They do without if Redis is down; so does this one.
-async fn shared(what: &str, user_id: &str, action: impl Future<Output = Result<(), RedisError>>) {
-    match tokio::time::timeout(REDIS_WAIT, action).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(user_id, %error, "could not {what} the session in Redis"),
-        Err(_) => tracing::warn!(user_id, "could not {what} the session in Redis: no answer"),
+async fn shared(app: &App, what: &str, user_id: &UserId, action: impl Future<Output = Result<(), RedisError>>) {
+    if let Err(error) = app.parts.redis.within(REDIS_WAIT, action).await {
+        tracing::warn!(%user_id, %error, "could not {what} the session in Redis");
     }
 }
 
 /// Sign out: the token is worthless from now on
+///
+/// A session that another application made ends for all applications.
 #[utoipa::path(
     post, path = "/lit-compute/auth/logout", tag = "auth", security(("bearer" = [])),
     responses((status = 204, description = "Signed out"))
 )]
 async fn logout(State(app): State<App>, user: SignedIn) -> ApiResult<StatusCode> {
-    let Session { token_hash, user_id, .. } = user.0;
-    let signed_in_elsewhere =
-        session::close(&mut *app.parts.pool.acquire().await?, token_hash, &user_id, clock::now()).await?;
+    let SignedIn { user_id, known, .. } = user;
+    let redis = &app.parts.redis;
+    let Known::Here { token_hash, .. } = known else {
+        // Nothing else has it: if it does not go from there, the user is still signed in, and is told so.
+        redis.within(REDIS_WAIT, market::redis::session::remove(redis, &user_id)).await.map_err(ApiError::unavailable)?;
+        return Ok(StatusCode::NO_CONTENT);
+    };
+    let mut db = app.parts.pool.acquire().await?;
+    let signed_in_elsewhere = session::close(&mut db, token_hash, user_id.as_str(), clock::now()).await?;
     if !signed_in_elsewhere {
-        shared("remove", &user_id, market::redis::session::remove(&app.parts.redis, &user_id)).await;
+        shared(&app, "remove", &user_id, market::redis::session::remove(redis, &user_id)).await;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -221,12 +246,20 @@ async fn logout(State(app): State<App>, user: SignedIn) -> ApiResult<StatusCode>
     get, path = "/lit-compute/auth/session", tag = "auth", security(("bearer" = [])),
     responses((status = 200, body = SessionBody))
 )]
-async fn current_session(user: SignedIn) -> Json<SessionBody> {
+async fn current_session(State(app): State<App>, user: SignedIn) -> Json<SessionBody> {
+    let redis = &app.parts.redis;
+    let shared = redis.within(REDIS_WAIT, market::redis::session::read(redis, &user.user_id)).await.ok().flatten();
+    let (nft_tier, pkp_public_key) = shared.map_or((None, None), |shared| (shared.nft_tier, shared.pkp_public_key));
     Json(SessionBody {
-        user_id: user.0.user_id,
-        wallet_address: WalletAddress(user.0.wallet),
-        created_at: user.0.created_at,
-        expires_at: user.0.expires_at,
+        user_id: user.user_id.to_string(),
+        wallet_address: WalletAddress(user.wallet),
+        created_at: match user.known {
+            Known::Here { created_at, .. } => Some(created_at),
+            Known::Elsewhere => None,
+        },
+        expires_at: user.expires_at,
+        nft_tier,
+        pkp_public_key,
     })
 }
 

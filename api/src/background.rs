@@ -5,19 +5,24 @@ use std::{future::Future, time::Duration};
 use chrono::TimeDelta;
 use market::{
     clock,
-    db::{chain_view, exposure, outbox::Source, session, work},
-    redis::projector::Projector,
+    db::{chain_view, exposure, idempotency, outbox::Source, session, work},
+    redis::{lock, projector::Projector},
 };
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
-use crate::{app::App, jobs, store};
+use crate::{app::App, jobs, shared, store};
 
 /// How often leases that ended are taken back.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
-/// How often expired nonces and sessions are forgotten.
+/// How often expired nonces, sessions and remembered answers are forgotten.
 const SESSIONS_EVERY: Duration = Duration::from_secs(60);
 /// How often abandoned uploads are looked for.
 const UPLOADS_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// How often other applications are told of what is worked out for them.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How long a task waits for Redis where it can do without.
+const REDIS_WAIT: Duration = Duration::from_secs(1);
 
 /// How often what the chain has settled for good is closed.
 const CLOSE_EVERY: Duration = Duration::from_secs(15);
@@ -29,6 +34,8 @@ pub fn spawn(app: &App) -> JoinSet<()> {
     tasks.spawn(every(app.clone(), "forgetting expired sessions", SESSIONS_EVERY, sweep_sessions));
     tasks.spawn(every(app.clone(), "sweeping abandoned uploads", UPLOADS_EVERY, sweep_uploads));
     tasks.spawn(every(app.clone(), "closing what is settled for good", CLOSE_EVERY, close_settled));
+    tasks.spawn(every(app.clone(), "telling of leaders and features", TELL_EVERY, tell_shared));
+    tasks.spawn(follow_cache(app.clone()));
     tasks.spawn(wake_claims(app.clone()));
     let projector = Projector::new(app.parts.pool.clone(), app.parts.redis.clone(), Source::Work);
     tasks.spawn(projector.run(app.shutdown.clone().cancelled_owned()));
@@ -70,7 +77,9 @@ async fn expire_leases(app: App) -> anyhow::Result<()> {
 }
 
 async fn sweep_sessions(app: App) -> anyhow::Result<()> {
-    session::sweep(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
+    let mut db = app.parts.pool.acquire().await?;
+    session::sweep(&mut db, clock::now()).await?;
+    idempotency::sweep(&mut db, clock::now()).await?;
     Ok(())
 }
 
@@ -80,6 +89,25 @@ async fn sweep_uploads(app: App) -> anyhow::Result<()> {
         tracing::info!(swept, "abandoned uploads removed");
     }
     Ok(())
+}
+
+/// Tells other applications of the leaderboard and of what is switched, if no other instance is at it. Where Redis is down there
+/// is no one to tell.
+async fn tell_shared(app: App) -> anyhow::Result<()> {
+    let redis = &app.parts.redis;
+    // Not given back: it keeps the others from doing the same until it is time again.
+    match redis.within(REDIS_WAIT, lock::take(redis, "tell-shared", TELL_EVERY)).await {
+        Ok(Some(_)) => shared::tell(&app).await,
+        Ok(None) | Err(_) => Ok(()),
+    }
+}
+
+/// Forgets what other instances have invalidated.
+async fn follow_cache(app: App) {
+    tokio::select! {
+        () = app.shutdown.cancelled() => {}
+        () = app.cache.follow() => {}
+    }
 }
 
 /// Closes payments and signed orders of which the chain has had its last word, so that what is asked of the open ones stays

@@ -118,6 +118,8 @@ codes! {
     VoucherCoversUnfinished = 409 "voucher_covers_unfinished",
     /// The job cannot be claimed now
     NotClaimable = 409 "not_claimable",
+    /// A call with this Idempotency-Key is under way
+    IdempotencyInFlight = 409 "idempotency_in_flight",
     /// The body is larger than is taken
     BodyTooLarge = 413 "body_too_large",
     /// The body's media type is not taken
@@ -162,10 +164,16 @@ codes! {
     SessionInsufficient = 422 "session_insufficient",
     /// The public key is not the one that is registered on the chain
     PublicKeyMismatch = 422 "public_key_mismatch",
+    /// The Idempotency-Key was sent with another request before
+    IdempotencyMismatch = 422 "idempotency_mismatch",
+    /// There were too many requests
+    RateLimited = 429 "rate_limited",
     /// The server failed
     Internal = 500 "internal",
     /// Something that the server needs does not answer
     Unavailable = 503 "unavailable",
+    /// Operators have switched it off
+    Paused = 503 "paused",
     /// The request took too long
     Timeout = 503 "timeout",
 }
@@ -177,6 +185,8 @@ pub struct ApiError {
     detail: String,
     pub(crate) field: Option<String>,
     deposit: Option<Box<DepositFigures>>,
+    /// When to try again, where that is known.
+    retry_after_secs: Option<u64>,
     /// What really happened, for the log only.
     cause: Option<anyhow::Error>,
 }
@@ -207,7 +217,7 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error with what is particular to this occurrence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), field: None, deposit: None, cause: None }
+        Self { code, detail: detail.into(), field: None, deposit: None, retry_after_secs: None, cause: None }
     }
 
     /// An error in the field at the dotted path `field`.
@@ -236,6 +246,13 @@ impl ApiError {
     pub fn unavailable(cause: impl Into<anyhow::Error>) -> Self {
         let detail = "Something that the server needs does not answer. Try again in a moment.";
         Self { cause: Some(cause.into()), ..Self::new(Code::Unavailable, detail) }
+    }
+
+    /// The same, telling when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, secs: u64) -> Self {
+        self.retry_after_secs = Some(secs);
+        self
     }
 
     /// Its code.
@@ -381,17 +398,15 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.code.status();
+        let again = self.retry_after_secs.or((status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
         let mut response = (status, Json(self.into_problem())).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        match status {
-            StatusCode::UNAUTHORIZED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            }
-            _ => {}
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(secs) = again {
+            headers.insert(header::RETRY_AFTER, secs.into());
         }
         response
     }

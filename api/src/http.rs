@@ -1,6 +1,6 @@
 //! The router: all routes, and around them what every request goes through.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, str::FromStr, time::Duration};
 
 use axum::{
     Router,
@@ -21,9 +21,9 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     app::App,
-    auth, blobs, chain,
+    auth, blobs, chain, door,
     error::{ApiError, Code},
-    health, jobs, nodes, openapi, vouchers,
+    health, jobs, nodes, openapi, shared, vouchers,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,6 +39,7 @@ pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
         .merge(nodes::routes())
         .merge(jobs::routes())
         .merge(vouchers::routes())
+        .merge(shared::routes())
         .layer(from_fn_with_state(app.clone(), in_time));
     let (routes, api) = quick.merge(blobs::routes()).merge(jobs::waiting_routes()).split_for_parts();
     let api = openapi::complete(api);
@@ -46,6 +47,7 @@ pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
         .merge(openapi::routes(api.clone()))
         .fallback(no_route)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(app.clone(), door::enter))
         .layer(CatchPanicLayer::custom(panicked));
     let origins = &app.parts.settings.cors_origins;
     if !origins.is_empty() {
@@ -68,14 +70,52 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
         .into_response()
 }
 
-fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
-    let origins = origins.iter().map(|origin| HeaderValue::from_str(origin)).collect::<Result<Vec<_>, _>>()?;
+fn cors(origins: &[Origin]) -> anyhow::Result<CorsLayer> {
+    let origins = origins.iter().map(|origin| HeaderValue::from_str(origin.as_str())).collect::<Result<Vec<_>, _>>()?;
     Ok(CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])
-        .expose_headers([header::ETAG, header::RETRY_AFTER, REQUEST_ID])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID, door::IDEMPOTENCY_KEY])
+        .expose_headers([
+            header::ETAG,
+            header::RETRY_AFTER,
+            REQUEST_ID,
+            door::RATE_LIMIT,
+            door::RATE_LIMIT_POLICY,
+            door::REPLAYED,
+        ])
         .max_age(Duration::from_secs(600)))
+}
+
+/// A web origin, exactly as browsers send it: scheme, host, and port where it is not the scheme's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+/// Not an [`Origin`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be an origin such as https://app.example, without a path, in lower case, and no pattern")]
+pub struct OriginError;
+
+impl Origin {
+    /// As browsers send it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url: url::Url = text.parse().map_err(|_| OriginError)?;
+        let is_web = matches!(url.scheme(), "http" | "https");
+        // What the parser would have put right, a browser never sends: it would not be found equal.
+        if !is_web || url.origin().ascii_serialization() != text || text.contains('*') {
+            return Err(OriginError);
+        }
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// Ends a request that takes too long.
@@ -146,6 +186,19 @@ mod tests {
         }
         for name in ["BREW1", "BREW2", "get", "DELETE"] {
             assert_eq!(method_label(&name.parse().unwrap()), "other");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_what_browsers_send_and_nothing_else() {
+        for good in ["https://app.example", "http://localhost:5173", "https://xn--bcher-kva.example:8443"] {
+            assert_eq!(good.parse::<Origin>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "*", "null", "", "app.example", "https://*.example", "https://app.example/", "https://App.example",
+            "https://app.example:443", "https://u@app.example", "ftp://app.example", "https://app.example/path",
+        ] {
+            assert_eq!(bad.parse::<Origin>(), Err(OriginError), "{bad}");
         }
     }
 

@@ -9,9 +9,10 @@ use clap::Args;
 use market::{
     db,
     deployment::Deployment,
+    production::Used,
     redis::{Client, keys::Keys},
     rpc::{self, RpcError},
-    settings::{ChainArgs, LogArgs, StoreArgs},
+    settings::{ChainArgs, Hidden, LogArgs, StoreArgs},
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sqlx::PgPool;
@@ -24,7 +25,9 @@ use url::Url;
 
 use crate::{
     app::{App, Parts, Settings},
-    background, http,
+    background,
+    door::args::DoorArgs,
+    http,
     server::{self, Limits},
     store::BlobStore,
 };
@@ -44,6 +47,8 @@ pub struct ServeArgs {
     chain: ChainArgs,
     #[command(flatten)]
     log: LogArgs,
+    #[command(flatten)]
+    door: DoorArgs,
 
     /// Address and port to listen on
     #[arg(long, env = "BIND", default_value = "127.0.0.1:3001")]
@@ -55,19 +60,11 @@ pub struct ServeArgs {
 
     /// Private key that binds open orders to nodes. It moves no money
     #[arg(long, env = "ASSIGNER_KEY", hide_env_values = true, value_name = "HEX")]
-    assigner_key: PrivateKeySigner,
-
-    /// Host and port under which clients reach this API, as sign-in messages name it; may be given several times
-    #[arg(long, env = "SIGNIN_DOMAIN", value_delimiter = ',')]
-    signin_domain: Vec<String>,
+    assigner_key: Hidden<PrivateKeySigner>,
 
     /// Address of this market's settler, which nodes may let redeem their vouchers
     #[arg(long, env = "SETTLER_ADDRESS", value_name = "ADDRESS")]
     settler_address: Option<Address>,
-
-    /// Web origins, such as https://app.example, that may call from a browser; none unless given
-    #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
-    cors_origin: Vec<String>,
 
     /// Most bytes of one content
     #[arg(long, env = "MAX_BLOB_BYTES", default_value_t = 64 * 1024 * 1024)]
@@ -107,6 +104,9 @@ pub struct ServeArgs {
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     market::telemetry::init(args.log.log_json);
     check_margins(&args)?;
+    let accounts = [("ASSIGNER_KEY", args.assigner_key.value("ASSIGNER_KEY")?.address())];
+    let (database, redis) = (Some(args.store.database_url.as_str()), Some(args.store.redis_url.as_str()));
+    args.door.check(Used { database_url: database, redis_url: redis, accounts: &accounts }).await?;
     let deadline = Duration::from_secs(args.shutdown_secs.into());
     let listener = TcpListener::bind(args.bind).await.with_context(|| format!("listening on {}", args.bind))?;
     let app = open(&args).await?;
@@ -186,9 +186,9 @@ async fn open(args: &ServeArgs) -> anyhow::Result<App> {
         redis,
         provider,
         deployment,
-        assigner: args.assigner_key.clone(),
+        assigner: args.assigner_key.value("ASSIGNER_KEY")?.clone(),
         store: BlobStore::open(&args.blob_store)?,
-        settings: settings(args),
+        settings: settings(args)?,
         metrics: install_metrics()?,
     }))
 }
@@ -219,11 +219,11 @@ fn check_margins(args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn settings(args: &ServeArgs) -> Settings {
+fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
     let signin_domains =
-        if args.signin_domain.is_empty() { own_domains(args.bind) } else { args.signin_domain.clone() };
+        if args.door.signin_domain.is_empty() { own_domains(args.bind) } else { args.door.signin_domain.clone() };
     let claim_slots = usize::try_from(args.store.database_max_connections / 2).unwrap_or(usize::MAX).max(1);
-    Settings {
+    Ok(Settings {
         signin_domains,
         max_blob_bytes: args.max_blob_bytes,
         upload_timeout: Duration::from_secs(args.upload_secs.into()),
@@ -232,10 +232,14 @@ fn settings(args: &ServeArgs) -> Settings {
         settle_margin: TimeDelta::seconds(args.settle_margin_secs.into()),
         settler: args.settler_address,
         max_index_lag: TimeDelta::seconds(args.max_index_lag_secs.into()),
-        cors_origins: args.cors_origin.clone(),
+        cors_origins: args.door.cors_origin.clone(),
+        environment: args.door.environment.environment.clone(),
+        session_secrets: args.door.session_secrets()?,
+        trusted_proxies: args.door.trusted_proxy.clone(),
+        limits: args.door.limits(),
         claim_slots,
         ..Settings::default()
-    }
+    })
 }
 
 /// The names of the address itself.

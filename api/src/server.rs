@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, serve::Listener};
+use axum::{Extension, Router, middleware::AddExtension, serve::Listener};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -13,6 +13,12 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Layer;
+
+use crate::door::Peer;
+
+/// Most bytes of a request's line and header.
+const MAX_HEAD: usize = 64 * 1024;
 
 /// What clients may use up.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +33,7 @@ pub struct Limits {
 /// Serves until `stop` is cancelled, then takes no more requests and lets those under way end.
 pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(MAX_HEAD);
     let builder = Arc::new(builder);
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
@@ -35,13 +41,13 @@ pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, st
         let accepted = async {
             let slot = Arc::clone(&slots).acquire_owned().await;
             // Repeats what fails for want of file descriptors.
-            (Listener::accept(&mut listener).await.0, slot)
+            (Listener::accept(&mut listener).await, slot)
         };
-        let (stream, slot) = tokio::select! {
+        let ((stream, peer), slot) = tokio::select! {
             accepted = accepted => accepted,
             () = stop.cancelled() => break,
         };
-        let connection = handle(Arc::clone(&builder), stream, router.clone(), stop.clone());
+        let connection = handle(Arc::clone(&builder), stream, Extension(Peer(peer)).layer(router.clone()), stop.clone());
         connections.spawn(async move {
             connection.await;
             drop(slot);
@@ -52,8 +58,13 @@ pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, st
     connections.wait().await;
 }
 
-async fn handle(builder: Arc<Builder<TokioExecutor>>, stream: TcpStream, router: Router, stop: CancellationToken) {
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+async fn handle(
+    builder: Arc<Builder<TokioExecutor>>,
+    stream: TcpStream,
+    service: AddExtension<Router, Peer>,
+    stop: CancellationToken,
+) {
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {

@@ -28,6 +28,7 @@ use market::clock;
 use market::db::leader::{FenceError, Leadership, Role};
 use market::db::settlement;
 use market::deployment::Deployment;
+use market::production::{self, Used};
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::time::MissedTickBehavior;
@@ -55,6 +56,12 @@ pub async fn run(args: SettleArgs) -> anyhow::Result<()> {
 /// Settles until told to stop by SIGINT or SIGTERM.
 async fn settle(args: RunArgs) -> anyhow::Result<()> {
     market::telemetry::init(args.log.log_json);
+    let key = args.settler_key.value("SETTLER_KEY")?;
+    if args.environment.environment.is_production() {
+        let accounts = [("SETTLER_KEY", key.address())];
+        let used = Used { database_url: Some(&args.database_url), redis_url: None, accounts: &accounts };
+        production::refuse(&production::weaknesses(used).await)?;
+    }
     anyhow::ensure!(!args.interval.is_zero(), "--interval must be more than 0");
     anyhow::ensure!(args.lead_timeout >= Duration::from_secs(1), "--lead-timeout must be at least 1");
     let deployment = Deployment::read(&args.chain.deployment)?;
@@ -68,10 +75,10 @@ async fn settle(args: RunArgs) -> anyhow::Result<()> {
     tracing::info!(
         chain_id = deployment.chain_id,
         escrow = %deployment.escrow,
-        sender = %args.settler_key.address(),
+        sender = %key.address(),
         "settler started"
     );
-    let settler = Settler::new(pool.clone(), provider, args.settler_key.clone(), &deployment, args.options()?);
+    let settler = Settler::new(pool.clone(), provider, key.clone(), &deployment, args.options()?);
     // Stopping drops the round wherever it waits: it must be as safe as a crash anyway.
     tokio::select! {
         () = lead(pool, news, settler, args.interval, args.lead_timeout) => {}

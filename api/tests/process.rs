@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use devnet::{Anvil, AnvilOptions, DEV_KEYS, DeployParams, Deployment, TestDatabase, ports};
+use devnet::{Anvil, AnvilOptions, DEV_KEYS, DeployParams, Deployment, Redis, RedisOptions, TestDatabase, ports};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{Child, Command},
@@ -100,4 +100,92 @@ async fn it_refuses_to_hand_out_jobs_whose_results_it_would_refuse() {
     assert!(!output.status.success());
     let expected = "--deadline-margin-secs (DEADLINE_MARGIN_SECS) is 29, less than --settle-margin-secs";
     assert!(text(&output).contains(expected), "{}", text(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_production_it_refuses_what_everyone_could_use_and_says_all_of_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = TestDatabase::create().await.unwrap();
+    let redis = Redis::start(RedisOptions::default()).await.unwrap();
+    let mut command = serve(dir.path(), &database, &dir.path().join("none.json"), "http://127.0.0.1:9", 0);
+    command.env("LITTORAL_ENV", "production").env("REDIS_URL", redis.url()).env("TRUSTED_PROXIES", "0.0.0.0/0");
+    let output = end_of(command.env("CORS_ORIGINS", "http://app.example").spawn().unwrap()).await;
+    assert!(!output.status.success());
+    for expected in [
+        "REDIS_URL: has no password",
+        "REDIS_URL: the server takes commands from whoever has no password",
+        "ASSIGNER_KEY: is the key of 0x90F79bf6EB2c4f870365E785982E1f101E93b906, which everyone knows",
+        "SIGNIN_DOMAIN: is not given",
+        "CORS_ORIGINS: http://app.example is not encrypted",
+        "TRUSTED_PROXIES: 0.0.0.0/0 is everyone",
+    ] {
+        assert!(text(&output).contains(expected), "{expected}: {}", text(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_redis_does_not_ask_for_is_no_password() {
+    let open = Redis::start(RedisOptions::default()).await.unwrap();
+    let closed = RedisOptions { password: Some("correct-horse-battery".to_owned()), ..RedisOptions::default() };
+    let closed = Redis::start(closed).await.unwrap();
+    let pretended = open.url().replace("redis://", "redis://:correct-horse-battery@");
+    assert!(market::redis::client::takes_anyone(&pretended).await.unwrap());
+    assert!(!market::redis::client::takes_anyone(closed.url()).await.unwrap());
+    assert!(market::redis::client::takes_anyone("redis://127.0.0.1:9/").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_in_what_it_logs_whatever_goes_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
+    let manifest = dir.path().join("deployment.json");
+    Deployment::deploy_fast(anvil.rpc_url(), DEV_KEYS[0], &manifest, DeployParams::default()).await.unwrap();
+    let database = TestDatabase::create().await.unwrap();
+    let secret = "hunter2-hunter2-hunter2-hunter2-0123456789";
+    let redis = format!("redis://:{secret}@127.0.0.1:9/");
+    let with_password = database.url().replacen("postgres@", &format!("postgres:{secret}@"), 1);
+    let nowhere = format!("postgres://u:{secret}@127.0.0.1:9/none");
+    for database_url in [with_password, nowhere, format!("{secret}://nonsense")] {
+        let port = ports::free_port().unwrap();
+        let mut command = serve(dir.path(), &database, &manifest, anvil.rpc_url(), port);
+        command.env("DATABASE_URL", &database_url).env("REDIS_URL", &redis).env("SESSION_SECRET", secret);
+        command.env("RUST_LOG", "debug").stdout(Stdio::piped());
+        let child = command.spawn().unwrap();
+        if tokio::time::timeout(Duration::from_secs(8), wait_until_live(&format!("http://127.0.0.1:{port}"))).await.is_ok() {
+            let client = reqwest::Client::new();
+            let url = format!("http://127.0.0.1:{port}/lit-compute/auth/session?token={secret}");
+            client.get(url).bearer_auth(secret).header("idempotency-key", secret).send().await.unwrap();
+        }
+        if let Some(id) = child.id() {
+            kill_process(Pid::from_raw(id.try_into().unwrap()).unwrap(), Signal::TERM).ok();
+        }
+        let output = end_of(child).await;
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), text(&output));
+        assert!(!said.is_empty() && !said.contains("hunter2"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_for_sessions_are_made_by_who_has_the_secret() {
+    let token = async |secret: &str, user: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-api"));
+        command.args(["session-token", "--user-id", user]).env("SESSION_SECRET", secret).output().await.unwrap()
+    };
+    let made = token("a secret that applications share, 0123456789", "user_123").await;
+    assert!(made.status.success(), "{made:?}");
+    assert_eq!(String::from_utf8(made.stdout).unwrap().trim().split('.').count(), 3);
+    for (secret, user) in [("hunter2", "user_123"), ("hunter2 that applications share, 0123456789", "a:b")] {
+        let refused = token(secret, user).await;
+        assert!(!refused.status.success() && !text(&refused).contains("hunter2"), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_none_is_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = TestDatabase::create().await.unwrap();
+    let mut command = serve(dir.path(), &database, &dir.path().join("none.json"), "http://127.0.0.1:9", 0);
+    let output = end_of(command.env("ASSIGNER_KEY", format!("0x{}hunter2", "ab".repeat(29))).spawn().unwrap()).await;
+    assert!(!output.status.success() && text(&output).contains("ASSIGNER_KEY"), "{}", text(&output));
+    assert!(!text(&output).contains("hunter2") && !text(&output).contains("abab"), "{}", text(&output));
 }

@@ -18,6 +18,30 @@ create table signin_nonce (
 );
 create index signin_nonce_expiry on signin_nonce (expires_at);
 
+-- What calls under an Idempotency-Key were answered. A call that is under way has a row without status: `locked_until` is by when
+-- it has ended, or its process has.
+create table idempotency (
+    user_id      text not null,
+    operation    text not null,
+    key          text not null,
+    request_hash bytes32 not null,               -- of method, path and body: the same key for another request is refused
+    owner        bigint not null,                -- whose call it is: drawn at random
+    locked_until timestamptz not null,
+    status       smallint check (status between 200 and 599),
+    body         bytea,
+    expires_at   timestamptz not null,
+    primary key (user_id, operation, key),
+    check ((status is null) = (body is null))
+);
+create index idempotency_expiry on idempotency (expires_at);
+
+-- Switches that operators set with `littoral-api flag`. A feature without a row is on.
+create table feature_flag (
+    name       text primary key check (name ~ '^[a-z0-9_]{1,64}$'),
+    enabled    boolean not null,
+    updated_at timestamptz not null
+);
+
 -- Content that the object store holds.
 create table blob (
     cid        text primary key,

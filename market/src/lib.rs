@@ -6,6 +6,7 @@
 pub mod abi;
 pub mod amount;
 pub mod batch;
+pub mod breaker;
 pub mod clock;
 pub mod confirmation;
 pub mod content;
@@ -15,13 +16,16 @@ pub mod fold;
 pub mod hexbytes;
 pub mod job;
 pub mod ledger;
+pub mod limit;
 pub mod order;
+pub mod production;
 pub mod redis;
 pub mod rpc;
 pub mod settings;
 pub mod source;
 pub mod telemetry;
 pub mod typed_data;
+pub mod user;
 pub mod verify;
 
 pub use alloy::primitives::{Address, B256, U256};

@@ -5,9 +5,15 @@
 //! those that change because time goes by.
 
 pub mod apply;
+pub mod cache;
 pub mod client;
 pub mod dump;
+pub mod flag;
+pub mod idempotency;
 pub mod keys;
+pub mod leaderboard;
+pub mod limit;
+pub mod lock;
 pub mod plan;
 pub mod projector;
 pub mod pubsub;

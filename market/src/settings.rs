@@ -1,7 +1,8 @@
 //! Command-line options that the processes share. Each is also an environment variable; secrets are best given that way.
 
-use std::path::PathBuf;
+use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 
+use anyhow::anyhow;
 use clap::Args;
 use url::Url;
 
@@ -50,4 +51,29 @@ pub struct LogArgs {
     /// Write log lines as JSON
     #[arg(long, env = "LOG_JSON")]
     pub log_json: bool,
+}
+
+/// The value of an option that nobody may see: a complaint about a bad one would show it, so it is made later, without.
+#[derive(Clone)]
+pub struct Hidden<T>(Option<T>);
+
+impl<T> Hidden<T> {
+    /// The value of `option`, if it is one.
+    pub fn value(&self, option: &str) -> anyhow::Result<&T> {
+        self.0.as_ref().ok_or_else(|| anyhow!("{option} is not what it should be; it is not shown here"))
+    }
+}
+
+impl<T: FromStr> FromStr for Hidden<T> {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.trim().parse().ok()))
+    }
+}
+
+impl<T> fmt::Debug for Hidden<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden")
+    }
 }

@@ -78,7 +78,7 @@ async fn cancel_job(State(app): State<App>, user: SignedIn, Path(path): Path<Job
         }
         _ => {}
     }
-    if !order::withdraw(&mut tx, job_id, now).await? {
+    if !order::withdraw(&mut tx, job_id, user.wallet(), now).await? {
         let status = job_view::by_id(&mut tx, job_id).await?.map_or(job.stored_status, |job| job.stored_status);
         if status == JobStatus::Cancelled {
             return Ok(cancelled);

@@ -7,9 +7,9 @@ use market::{
     clock,
     db::{job_view, node_view},
     job::JobStatus,
+    redis::cache::Life,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -73,8 +73,8 @@ struct PendingQuery {
     cursor: Option<Cursor>,
 }
 
-/// How old a count of all jobs may be.
-const STATS_AGE: Duration = Duration::from_secs(2);
+/// How old the count of jobs may be.
+const STATS_LIFE: Life = Life { shared: Duration::from_secs(2), local: Duration::from_secs(1) };
 
 /// How many jobs there are.
 #[derive(Debug, Serialize, ToSchema)]
@@ -147,14 +147,14 @@ async fn pending_jobs(State(app): State<App>, Query(query): Query<PendingQuery>)
 /// The count may be two seconds old.
 #[utoipa::path(get, path = "/lit-compute/jobs/stats", tag = "jobs", responses((status = 200, body = JobStats)))]
 async fn job_stats(State(app): State<App>) -> ApiResult<Json<JobStats>> {
-    // Held while counting, so that many who ask at once cause one count.
-    let mut latest = app.stats.lock().await;
-    if latest.as_ref().is_none_or(|(counted, _)| counted.elapsed() >= STATS_AGE) {
-        let stats = job_view::stats(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
-        *latest = Some((Instant::now(), stats));
-    }
-    let counts = latest.as_ref().map(|(_, stats)| &stats.by_status);
-    let count = |status: JobStatus| counts.and_then(|counts| counts.get(status.name())).copied().unwrap_or(0);
+    let counts: BTreeMap<String, i64> = app
+        .cache
+        .get_or_compute("jobs-stats", STATS_LIFE, || async {
+            let stats = job_view::stats(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
+            ApiResult::Ok(stats.by_status.into_iter().map(|(status, jobs)| (status.to_owned(), jobs)).collect())
+        })
+        .await?;
+    let count = |status: JobStatus| counts.get(status.name()).copied().unwrap_or(0);
     let by_status: BTreeMap<_, _> = JobStatus::ALL.into_iter().map(|status| (status.name(), count(status))).collect();
     Ok(Json(JobStats { total: by_status.values().sum(), by_status }))
 }

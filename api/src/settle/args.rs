@@ -12,7 +12,8 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use market::Amount;
 use market::batch::Rate;
 use market::db::settlement::{Backoff, Filter};
-use market::settings::{ChainArgs, LogArgs};
+use market::production::EnvironmentArgs;
+use market::settings::{ChainArgs, Hidden, LogArgs};
 
 use super::admin::AdminCommand;
 use super::fees::{Fees, TargetFee};
@@ -67,9 +68,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub(super) log: LogArgs,
 
+    #[command(flatten)]
+    pub(super) environment: EnvironmentArgs,
+
     /// Private key, as 0x…, of the account that pays the gas; it needs no role in the contracts, only coins
     #[arg(long, env = "SETTLER_KEY", hide_env_values = true, value_name = "KEY")]
-    pub(super) settler_key: PrivateKeySigner,
+    pub(super) settler_key: Hidden<PrivateKeySigner>,
 
     /// Seconds between two looks at what is due and what was sent
     #[arg(long, env = "SETTLER_INTERVAL", value_parser = seconds, default_value = "1", value_name = "SECS")]

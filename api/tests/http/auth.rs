@@ -1,11 +1,15 @@
 use alloy::signers::local::PrivateKeySigner;
 use chrono::TimeDelta;
-use market::{clock, redis};
+use market::{clock, redis, user::UserId};
 use reqwest::Method;
 use serde_json::json;
 use sqlx::Row;
 
-use crate::support::{Api, Reply, Wish};
+use crate::support::{Api, Reply, User, Wish};
+
+fn user_id(user: &User) -> UserId {
+    UserId::of(user.address())
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wallet_signs_in_is_known_and_signs_out() {
@@ -16,7 +20,7 @@ async fn a_wallet_signs_in_is_known_and_signs_out() {
     assert_eq!(known.text("walletAddress"), user.name());
     assert_eq!(known.text("userId"), user.name());
 
-    let shared = redis::session::read(&api.redis, &user.name()).await.unwrap().unwrap();
+    let shared = redis::session::read(&api.redis, &user_id(&user)).await.unwrap().unwrap();
     assert_eq!(shared.wallet_address, Some(user.address()));
 
     let row = sqlx::query("select encode(token_hash, 'hex') as hash from session").fetch_one(&api.pool).await.unwrap();
@@ -25,7 +29,7 @@ async fn a_wallet_signs_in_is_known_and_signs_out() {
     let out = Reply::of(api.request(Method::POST, "/lit-compute/auth/logout", Some(&user))).await;
     assert_eq!(out.status, 204);
     session().await.is_problem(401, "unauthenticated", None);
-    assert_eq!(redis::session::read(&api.redis, &user.name()).await.unwrap(), None);
+    assert_eq!(redis::session::read(&api.redis, &user_id(&user)).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +39,7 @@ async fn signing_out_leaves_the_users_other_sessions_alone() {
     let second = api.sign_in(first.signer.clone()).await;
     Reply::of(api.request(Method::POST, "/lit-compute/auth/logout", Some(&first))).await.ok();
     Reply::of(api.request(Method::GET, "/lit-compute/auth/session", Some(&second))).await.ok();
-    assert!(redis::session::read(&api.redis, &first.name()).await.unwrap().is_some());
+    assert!(redis::session::read(&api.redis, &user_id(&first)).await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,7 +128,7 @@ async fn what_is_not_a_message_or_a_signature_is_named() {
 async fn neither_a_flush_nor_an_outage_of_redis_signs_anyone_out() {
     let api = Api::start().await;
     let user = api.user().await;
-    redis::session::remove(&api.redis, &user.name()).await.unwrap();
+    redis::session::remove(&api.redis, &user_id(&user)).await.unwrap();
     Reply::of(api.request(Method::GET, "/lit-compute/auth/session", Some(&user))).await.ok();
 
     let without = Api::with(Wish { redis_url: Some("redis://127.0.0.1:9/".to_owned()), ..Wish::default() }).await;

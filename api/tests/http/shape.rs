@@ -10,7 +10,7 @@ use utoipa::openapi::HttpMethod;
 use crate::support::{Api, Reply, Wish, assigner};
 
 /// Every route there is. Written out, so that none comes or goes unnoticed.
-const ROUTES: [&str; 35] = [
+const ROUTES: [&str; 37] = [
     "GET /",
     "GET /api/status",
     "GET /health/live",
@@ -19,10 +19,12 @@ const ROUTES: [&str; 35] = [
     "GET /lit-compute/accounts/{address}",
     "GET /lit-compute/auth/session",
     "GET /lit-compute/chain",
+    "GET /lit-compute/features",
     "GET /lit-compute/jobs",
     "GET /lit-compute/jobs/pending/list",
     "GET /lit-compute/jobs/stats",
     "GET /lit-compute/jobs/{jobId}",
+    "GET /lit-compute/leaderboard",
     "GET /lit-compute/nodes",
     "GET /lit-compute/nodes/{id}/jobs",
     "GET /lit-compute/nodes/{id}/payments",
@@ -101,10 +103,34 @@ async fn the_description_is_whole() {
             );
         }
     }
+    let submit = &document["paths"]["/lit-compute/jobs/submit"]["post"];
+    assert_eq!(submit["parameters"][0]["name"], "Idempotency-Key");
+    let refused = &submit["responses"]["429"];
+    assert_eq!(refused["content"]["application/problem+json"]["schema"]["$ref"], "#/components/schemas/Problem");
+    for header in ["RateLimit", "RateLimit-Policy", "Retry-After"] {
+        assert!(refused["headers"][header].is_object(), "{header}");
+    }
+    assert!(submit["responses"]["409"]["description"].as_str().unwrap().contains("`idempotency_in_flight`"));
+    assert!(document["paths"]["/health/live"]["get"]["responses"].get("429").is_none());
     assert_eq!(
         document["components"]["schemas"]["Order"]["properties"]["maxPrice"]["$ref"],
         "#/components/schemas/Amount"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_description_is_shown_on_a_page_that_needs_no_other_server() {
+    let api = Api::start().await;
+    let page = async |path: &str| {
+        let answer = api.request(Method::GET, path, None).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.text().await.unwrap()
+    };
+    let html = page("/docs/").await;
+    assert!(html.contains("swagger-ui") && !html.contains("https://"), "{html}");
+    assert!(page("/docs/swagger-initializer.js").await.contains("\"/openapi.json\""));
+    assert!(page("/docs/swagger-ui-bundle.js").await.len() > 100_000);
+    assert!(page("/docs").await.contains("swagger-ui"), "without the slash too");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -266,7 +292,7 @@ async fn requests_are_measured_and_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_origins_that_were_named_may_call_from_a_browser() {
     let origin = "https://app.example";
-    let api = Api::with_settings(|settings| settings.cors_origins = vec!["https://app.example".to_owned()]).await;
+    let api = Api::with_settings(|settings| settings.cors_origins = vec!["https://app.example".parse().unwrap()]).await;
     let ask = |api: &Api, origin: &'static str| {
         Reply::of(api.request(Method::GET, "/health/live", None).header("origin", origin))
     };

@@ -10,8 +10,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use devnet::{Redis, RedisOptions, TestDatabase};
 use littoral_api::{
     app::{App, Parts, Settings},
-    background, http,
+    background,
+    door::Limits,
+    http,
     serve::install_metrics,
+    server,
     store::BlobStore,
 };
 use market::{
@@ -55,6 +58,7 @@ pub struct Api {
     pub app: App,
     pub pool: PgPool,
     pub redis: Client,
+    pub redis_url: String,
     pub client: reqwest::Client,
     pub router_description: utoipa::openapi::OpenApi,
     pub blobs: tempfile::TempDir,
@@ -74,6 +78,8 @@ impl Drop for Api {
 #[derive(Default)]
 pub struct Wish {
     pub redis_url: Option<String>,
+    /// In front of every key; something random unless given.
+    pub redis_prefix: Option<String>,
     pub rpc_url: Option<String>,
     pub settings: Option<fn(&mut Settings)>,
 }
@@ -95,13 +101,16 @@ impl Api {
             Some(url) => url,
             None => shared_redis().await.to_owned(),
         };
-        let prefix = format!("test:{}:", hex::encode(rand::random::<[u8; 8]>()));
+        let random = || format!("test:{}:", hex::encode(rand::random::<[u8; 8]>()));
+        let prefix = wish.redis_prefix.unwrap_or_else(random);
         let redis = Client::open(&redis_url, Keys::new(prefix)).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut settings = Settings {
             signin_domains: vec![address.to_string()],
             max_blob_bytes: 4 * 1024 * 1024,
+            // Tests are quicker than users.
+            limits: Limits { users: None, nodes: None, readers: None },
             ..Settings::default()
         };
         if let Some(change) = wish.settings {
@@ -122,14 +131,14 @@ impl Api {
         let (router, router_description) = http::router(app.clone()).unwrap();
         let background = background::spawn(&app);
         let stop = app.shutdown.clone();
-        let serving =
-            async move { axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await.unwrap() };
-        let server = tokio::spawn(serving).abort_handle();
+        let limits = server::Limits { max_connections: 10_000, header_timeout: Duration::from_secs(10) };
+        let server = tokio::spawn(server::serve(listener, router, limits, stop)).abort_handle();
         Self {
             url: format!("http://{address}"),
             app,
             pool,
             redis,
+            redis_url,
             client: reqwest::Client::new(),
             router_description,
             blobs,
@@ -303,6 +312,14 @@ impl Api {
     /// What Redis holds under `key`.
     pub async fn in_redis(&self, key: &str) -> Value {
         market::redis::dump::dump(&self.redis).await.unwrap().remove(key).unwrap_or_default()["value"].take()
+    }
+
+    /// What `redis-cli` answers, as another application's operator would see it.
+    pub async fn redis_cli(&self, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::new("redis-cli");
+        let output = command.arg("-u").arg(&self.redis_url).args(arguments).output().await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     pub async fn sql(&self, statement: &'static str) -> u64 {

@@ -14,6 +14,7 @@ use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context;
 use chrono::{DateTime, SecondsFormat, Utc};
+use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,6 +22,8 @@ use url::Url;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Longest wait that the API can ask for when there were too many requests: two of its windows.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// Longest silence while a content is sent.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -298,9 +301,16 @@ impl Api {
         Ok(self.http.request(method, url))
     }
 
-    /// Sends; an error status becomes an error.
+    /// Sends, and once more after as long as the API asks for where there were too many requests; an error status becomes an
+    /// error.
     async fn send(&self, method: Method, path: &str, request: RequestBuilder) -> Result<Response, ApiError> {
-        let answer = request.send().await.map_err(|source| self.unreachable(source))?;
+        let again = request.try_clone();
+        let mut answer = request.send().await.map_err(|source| self.unreachable(source))?;
+        if let (Some(again), Some(wait)) = (again, wait_asked(&answer)) {
+            tracing::debug!(path, wait_secs = wait.as_secs(), "too many requests; waiting");
+            tokio::time::sleep(wait).await;
+            answer = again.send().await.map_err(|source| self.unreachable(source))?;
+        }
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -325,6 +335,15 @@ impl Api {
     fn unreachable(&self, source: reqwest::Error) -> ApiError {
         ApiError::Unreachable { api: self.base.clone(), source: source.without_url() }
     }
+}
+
+/// How long the API asks to wait before the same request is sent again, because there were too many.
+fn wait_asked(answer: &Response) -> Option<Duration> {
+    if answer.status() != StatusCode::TOO_MANY_REQUESTS {
+        return None;
+    }
+    let secs: u64 = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(secs)).filter(|wait| *wait <= LONGEST_WAIT)
 }
 
 /// The token behind a lock that no panic can poison: nothing that can panic runs under it.

@@ -146,15 +146,21 @@ pub async fn insert_signed(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Takes a signed order back, if a result could still be settled on it and the chain knows nothing of it. False, and nothing
-/// changed, otherwise. Hold the lock of its work, and make sure that no node ever had it.
-pub async fn withdraw(db: &mut PgConnection, job_id: B256, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+/// Takes a signed order of `requester` back, if a result could still be settled on it and the chain knows nothing of it. False,
+/// and nothing changed, otherwise. Hold the lock of its work, and make sure that no node ever had it.
+pub async fn withdraw(
+    db: &mut PgConnection,
+    job_id: B256,
+    requester: Address,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let withdrawn = sqlx::query!(
         "update signed_order g set withdrawn_at = $2
-         where g.job_id = $1 and g.withdrawn_at is null and g.closed_at is null
+         where g.job_id = $1 and g.requester = $3 and g.withdrawn_at is null and g.closed_at is null
              and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none')",
         DbHash(job_id) as _,
-        now
+        now,
+        DbAddress(requester) as _
     )
     .execute(db)
     .await?;

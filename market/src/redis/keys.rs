@@ -2,7 +2,9 @@
 //! default) goes in front of each; with a hash tag in it, such as `{littoral}:`, all keys of a market share a slot of a
 //! Redis Cluster.
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::B256;
+
+use crate::user::UserId;
 
 /// Makes the names. Job and node ids are `0x` and 64 lower-case hex digits.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +18,10 @@ pub const NODE_TTL_SECS: u64 = 5 * 60;
 pub const HEARTBEAT_SECS: u64 = 60;
 /// Seconds that a session lives.
 pub const SESSION_TTL_SECS: u64 = 24 * 60 * 60;
+/// Seconds that the answer to a call under an `Idempotency-Key` is remembered.
+pub const IDEMPOTENCY_TTL_SECS: u64 = 24 * 60 * 60;
+/// Seconds that `feature:{name}` lives unless written again.
+pub const FEATURE_TTL_SECS: u64 = 24 * 60 * 60;
 /// Seconds that `jobs:completed` remembers a job.
 pub const COMPLETED_TTL_SECS: u64 = 7 * 24 * 60 * 60;
 /// Seconds that the version of an applied snapshot is kept: far longer than a command that was given up on can still be
@@ -50,13 +56,13 @@ impl Keys {
 
     /// Hash: userId, walletAddress, nftTier, pkpPublicKey, lastActivity. [`SESSION_TTL_SECS`].
     #[must_use]
-    pub fn session(&self, user_id: &str) -> String {
+    pub fn session(&self, user_id: &UserId) -> String {
         format!("{}session:{user_id}", self.prefix)
     }
 
     /// What other applications keep beside a session: `part` is pkp, wallet or sessionSigs. [`SESSION_TTL_SECS`].
     #[must_use]
-    pub fn session_part(&self, user_id: &str, part: &str) -> String {
+    pub fn session_part(&self, user_id: &UserId, part: &str) -> String {
         format!("{}session:{user_id}:{part}", self.prefix)
     }
 
@@ -130,6 +136,62 @@ impl Keys {
     #[must_use]
     pub fn channel_global(&self) -> String {
         format!("{}channel:global:events", self.prefix)
+    }
+
+    /// String: what was admitted of `who` in `scope` since `start_secs`, by the tier `burst` or `sustained`. Two window lengths.
+    /// None of the parts may have a colon.
+    #[must_use]
+    pub fn rate(&self, environment: &str, scope: &str, who: &str, tier: &str, start_secs: u64) -> String {
+        format!("{}rl:{environment}:{scope}:{who}:{tier}:{start_secs}", self.prefix)
+    }
+
+    /// String: what a call under an `Idempotency-Key` was answered, as JSON. The last part names the user and the key.
+    /// [`IDEMPOTENCY_TTL_SECS`].
+    #[must_use]
+    pub fn idempotency(&self, operation: &str, user_id: &UserId, key: &str) -> String {
+        format!("{}idempotency:{operation}:{user_id}:{key}", self.prefix)
+    }
+
+    /// Hash: owner and fence of who holds the lock `name`. As long as it was taken for.
+    #[must_use]
+    pub fn lock(&self, name: &str) -> String {
+        format!("{}lock:{name}", self.prefix)
+    }
+
+    /// String: fence of the lock's latest owner.
+    #[must_use]
+    pub fn lock_fence(&self, name: &str) -> String {
+        format!("{}lock:{name}:fence", self.prefix)
+    }
+
+    /// String: a value as JSON that may be a little old.
+    #[must_use]
+    pub fn cache(&self, name: &str) -> String {
+        format!("{}cache:{name}", self.prefix)
+    }
+
+    /// String: changes whenever the value is invalidated.
+    #[must_use]
+    pub fn cache_version(&self, name: &str) -> String {
+        format!("{}cache:{name}:version", self.prefix)
+    }
+
+    /// Channel of names of values that are to be forgotten.
+    #[must_use]
+    pub fn channel_cache(&self) -> String {
+        format!("{}channel:cache:invalidate", self.prefix)
+    }
+
+    /// String: `true` or `false`, whether a feature is on. [`FEATURE_TTL_SECS`].
+    #[must_use]
+    pub fn feature(&self, name: &str) -> String {
+        format!("{}feature:{name}", self.prefix)
+    }
+
+    /// Sorted set of node ids by completed jobs.
+    #[must_use]
+    pub fn leaderboard(&self) -> String {
+        format!("{}leaderboard:nodes", self.prefix)
     }
 
     /// String: names the database that this Redis was filled from. Gone after a flush, which is how a flush is noticed.
@@ -227,12 +289,6 @@ pub fn queue_score(enqueued_ms: i64, priority: i32) -> i64 {
 /// Milliseconds that a point of priority is worth.
 pub const PRIORITY_BOOST_MS: i64 = 1000;
 
-/// How a user is named where no other application gave a name: by the checksummed address.
-#[must_use]
-pub fn user_id_of(wallet: Address) -> String {
-    wallet.to_checksum(None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,7 +315,7 @@ mod tests {
         }
         let others =
             ["{m}:session:u", "{m}:rl:a:b:c:burst:1", "{m}:idempotency:x:y", "{m}:job:12:status", "jobs:pending"];
-        for name in others.map(str::to_owned).into_iter().chain([keys.generation(), keys.session("0x1")]) {
+        for name in others.map(str::to_owned).into_iter().chain([keys.generation(), keys.session(&"0x1".parse().unwrap())]) {
             assert!(!keys.is_projected(&name), "{name}");
         }
     }

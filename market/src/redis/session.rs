@@ -7,13 +7,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::client::{Client, RedisError};
 use super::keys::SESSION_TTL_SECS;
 use crate::db::projection::LiveSession;
+use crate::user::UserId;
 
 /// The hash. Other applications may have written it, so nothing but the user id is sure to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedSession {
     /// Names it.
-    pub user_id: String,
-    /// The address that signed in; nothing if the field is missing or no address.
+    pub user_id: UserId,
+    /// The address that signed in; nothing if the field is missing or no address, or if the hash names another user.
     pub wallet_address: Option<Address>,
     /// Tier of the user's token, as another application says.
     pub nft_tier: Option<String>,
@@ -48,18 +49,20 @@ impl Part {
 }
 
 /// Notes that `wallet` signed in as `user_id` at `now`. The session ends [`SESSION_TTL_SECS`] later.
-pub async fn write(redis: &Client, user_id: &str, wallet: Address, now: DateTime<Utc>) -> Result<(), RedisError> {
+pub async fn write(redis: &Client, user_id: &UserId, wallet: Address, now: DateTime<Utc>) -> Result<(), RedisError> {
     put(redis, user_id, wallet, now, end_after(now)).await
 }
 
 /// Puts back what Postgres knows of a session, ending when it ends there.
 pub(super) async fn restore(redis: &Client, live: &LiveSession) -> Result<(), RedisError> {
-    put(redis, &live.user_id, live.wallet, live.created_at, live.expires_at).await
+    // Names that were not checked once are no reason for all others to wait.
+    let Ok(user_id) = live.user_id.parse() else { return Ok(()) };
+    put(redis, &user_id, live.wallet, live.created_at, live.expires_at).await
 }
 
 async fn put(
     redis: &Client,
-    user_id: &str,
+    user_id: &UserId,
     wallet: Address,
     active: DateTime<Utc>,
     end: DateTime<Utc>,
@@ -72,7 +75,7 @@ redis.call('HSET', KEYS[1], 'userId', ARGV[1], 'walletAddress', ARGV[2], 'lastAc
 redis.call('PEXPIREAT', KEYS[1], ARGV[4])";
     redis::Script::new(PUT)
         .key(redis.keys().session(user_id))
-        .arg(user_id)
+        .arg(user_id.as_str())
         .arg(wallet.to_checksum(None))
         .arg(active.timestamp_millis())
         .arg(end.timestamp_millis())
@@ -81,7 +84,7 @@ redis.call('PEXPIREAT', KEYS[1], ARGV[4])";
 }
 
 /// The session of `user_id`, whoever wrote it.
-pub async fn read(redis: &Client, user_id: &str) -> Result<Option<SharedSession>, RedisError> {
+pub async fn read(redis: &Client, user_id: &UserId) -> Result<Option<SharedSession>, RedisError> {
     let fields: Vec<Option<String>> = redis::cmd("HMGET")
         .arg(redis.keys().session(user_id))
         .arg(&["userId", "walletAddress", "nftTier", "pkpPublicKey", "lastActivity"])
@@ -92,9 +95,11 @@ pub async fn read(redis: &Client, user_id: &str) -> Result<Option<SharedSession>
     }
     let mut fields = fields.into_iter();
     let mut next = || fields.next().flatten();
-    let (_, wallet, nft_tier, pkp_public_key, activity) = (next(), next(), next(), next(), next());
+    let (named, wallet, nft_tier, pkp_public_key, activity) = (next(), next(), next(), next(), next());
+    // A hash that says it is another's is no one's.
+    let wallet = wallet.filter(|_| named.is_none_or(|named| named == user_id.as_str()));
     Ok(Some(SharedSession {
-        user_id: user_id.to_owned(),
+        user_id: user_id.clone(),
         wallet_address: wallet.and_then(|text| text.parse().ok()),
         nft_tier,
         pkp_public_key,
@@ -102,9 +107,9 @@ pub async fn read(redis: &Client, user_id: &str) -> Result<Option<SharedSession>
     }))
 }
 
-/// Notes that the user did something at `now`, and lets the session and its parts live another [`SESSION_TTL_SECS`].
-/// Returns false if there is no session.
-pub async fn touch(redis: &Client, user_id: &str, now: DateTime<Utc>) -> Result<bool, RedisError> {
+/// Notes that the user did something at `now`, and lets the session and its parts live another [`SESSION_TTL_SECS`], as those too
+/// that were written without an end. Returns false if there is no session.
+pub async fn touch(redis: &Client, user_id: &UserId, now: DateTime<Utc>) -> Result<bool, RedisError> {
     // One script: a session that ends between two commands would come back as a hash of one field.
     const TOUCH: &str = "
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
@@ -121,7 +126,7 @@ return 1";
 }
 
 /// Ends the session and removes its parts.
-pub async fn remove(redis: &Client, user_id: &str) -> Result<(), RedisError> {
+pub async fn remove(redis: &Client, user_id: &UserId) -> Result<(), RedisError> {
     let keys = redis.keys();
     let mut names = vec![keys.session(user_id)];
     names.extend(Part::ALL.map(|part| keys.session_part(user_id, part.name())));
@@ -131,7 +136,7 @@ pub async fn remove(redis: &Client, user_id: &str) -> Result<(), RedisError> {
 /// Writes a part, to live [`SESSION_TTL_SECS`] from `now`.
 pub async fn write_part(
     redis: &Client,
-    user_id: &str,
+    user_id: &UserId,
     part: Part,
     text: &str,
     now: DateTime<Utc>,
@@ -146,7 +151,7 @@ pub async fn write_part(
 }
 
 /// Reads a part.
-pub async fn read_part(redis: &Client, user_id: &str, part: Part) -> Result<Option<String>, RedisError> {
+pub async fn read_part(redis: &Client, user_id: &UserId, part: Part) -> Result<Option<String>, RedisError> {
     let key = redis.keys().session_part(user_id, part.name());
     redis::cmd("GET").arg(key).query_async(&mut redis.connection()).await
 }

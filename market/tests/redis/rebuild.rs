@@ -76,7 +76,7 @@ async fn what_others_left_under_our_names_stops_nothing() {
         keys.payments_completed(),
         keys.nodes_available(),
         keys.nodes_heartbeats(),
-        keys.session("0x1"),
+        keys.session(&"0x1".parse().unwrap()),
     ] {
         world.command(&["DEL", &key]).await;
         world.command(&["SET", &key, "not ours"]).await;
@@ -84,7 +84,7 @@ async fn what_others_left_under_our_names_stops_nothing() {
     world.complete(2, 1, 4).await;
     world.heartbeat(1, 4).await;
     world.drain(4).await;
-    market::redis::session::write(&world.redis, "0x1", Address::ZERO, world.at(4)).await.unwrap();
+    market::redis::session::write(&world.redis, &"0x1".parse().unwrap(), Address::ZERO, world.at(4)).await.unwrap();
     assert!(rebuild::ensure(&world.pool, &world.redis, world.at(4)).await.unwrap(), "keys of all are filled again");
     let mended = world.dump().await;
     world.command(&["FLUSHALL"]).await;
