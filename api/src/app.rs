@@ -9,13 +9,14 @@ use alloy::{
     sol_types::Eip712Domain,
 };
 use chrono::TimeDelta;
+use ipnet::IpNet;
 use market::{
+    breaker::Breaker,
     deployment::Deployment,
     production::Environment,
     redis::{cache::Cache, client::Client},
     typed_data,
 };
-use ipnet::IpNet;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::{
@@ -31,6 +32,9 @@ use crate::{
     jobs::Funds,
     store::BlobStore,
 };
+
+/// How long the chain is left alone after it did not answer.
+const CHAIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// How the API behaves.
 #[derive(Debug, Clone)]
@@ -132,8 +136,12 @@ pub struct Shared {
     pub limiter: Limiter,
     /// When users last did something.
     pub activity: Activity,
+    /// Keeps requests from waiting for a chain that does not answer.
+    pub chain: Breaker,
     /// What takes long to work out and may be a little old.
     pub cache: Cache,
+    /// Cancelled when the process is about to end: it says that it is not ready, and goes on serving.
+    pub draining: CancellationToken,
     /// Cancelled when the process is to end: long polls return, background tasks stop.
     pub shutdown: CancellationToken,
     /// When the process began to serve.
@@ -147,12 +155,14 @@ impl App {
         Self(Arc::new(Shared {
             domain: parts.deployment.domain(),
             claim_slots: Semaphore::new(parts.settings.claim_slots),
+            chain: Breaker::new("chain", CHAIN_PAUSE),
             cache: Cache::new(parts.redis.clone()),
             parts,
             wake: watch::Sender::new(0),
             funds: Funds::default(),
             limiter: Limiter::default(),
             activity: Activity::default(),
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             started: Instant::now(),
         }))

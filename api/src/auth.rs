@@ -14,10 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use market::{
     clock,
     db::session::{self, Session},
-    redis::{
-        RedisError,
-        keys::SESSION_TTL_SECS,
-    },
+    redis::{RedisError, keys::SESSION_TTL_SECS},
     typed_data,
     user::UserId,
 };
@@ -230,7 +227,10 @@ async fn logout(State(app): State<App>, user: SignedIn) -> ApiResult<StatusCode>
     let redis = &app.parts.redis;
     let Known::Here { token_hash, .. } = known else {
         // Nothing else has it: if it does not go from there, the user is still signed in, and is told so.
-        redis.within(REDIS_WAIT, market::redis::session::remove(redis, &user_id)).await.map_err(ApiError::unavailable)?;
+        redis
+            .within(REDIS_WAIT, market::redis::session::remove(redis, &user_id))
+            .await
+            .map_err(ApiError::unavailable)?;
         return Ok(StatusCode::NO_CONTENT);
     };
     let mut db = app.parts.pool.acquire().await?;

@@ -116,8 +116,11 @@ async fn ready(State(app): State<App>) -> impl IntoResponse {
     // Redis is disposable: without it the API is ready all the same.
     let detail = if redis { "connected" } else { "disconnected; working without it" };
     let redis = Check { name: "redis", ok: true, detail: detail.to_owned() };
-    let checks = vec![postgres, indexer, store, redis];
-    let ok = checks.iter().all(|check| check.ok) && !app.shutdown.is_cancelled();
+    let mut checks = vec![postgres, indexer, store, redis];
+    if app.draining.is_cancelled() || app.shutdown.is_cancelled() {
+        checks.push(Check { name: "process", ok: false, detail: "is about to end".to_owned() });
+    }
+    let ok = checks.iter().all(|check| check.ok);
     let (code, status) = if ok { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "unready") };
     (code, Json(ReadyBody { status, checks }))
 }

@@ -195,8 +195,17 @@ mod tests {
             assert_eq!(good.parse::<Origin>().unwrap().as_str(), good);
         }
         for bad in [
-            "*", "null", "", "app.example", "https://*.example", "https://app.example/", "https://App.example",
-            "https://app.example:443", "https://u@app.example", "ftp://app.example", "https://app.example/path",
+            "*",
+            "null",
+            "",
+            "app.example",
+            "https://*.example",
+            "https://app.example/",
+            "https://App.example",
+            "https://app.example:443",
+            "https://u@app.example",
+            "ftp://app.example",
+            "https://app.example/path",
         ] {
             assert_eq!(bad.parse::<Origin>(), Err(OriginError), "{bad}");
         }

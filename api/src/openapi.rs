@@ -100,7 +100,7 @@ impl Described<'_> {
             self.add("422", "`invalid_parameter`");
         }
         if operation(&self.method, self.path).is_some() {
-            self.operation.parameters.get_or_insert_default().push(idempotency_key());
+            self.operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
             self.add("409", "`idempotency_in_flight`");
             self.add("422", "`idempotency_mismatch`, `invalid_parameter`");
         }
@@ -112,7 +112,8 @@ impl Described<'_> {
         for (status, response) in &mut self.operation.responses.responses {
             let RefOr::T(response) = response else { continue };
             for (name, description, schema_type) in headers_of(status, limited) {
-                let header = HeaderBuilder::new().schema(Object::with_type(schema_type)).description(Some(description));
+                let header =
+                    HeaderBuilder::new().schema(Some(Object::with_type(schema_type))).description(Some(description));
                 response.headers.insert(name.to_owned(), header.build().into());
             }
         }

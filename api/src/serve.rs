@@ -95,6 +95,10 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_INDEX_LAG_SECS", default_value_t = 120)]
     max_index_lag_secs: u32,
 
+    /// Seconds between being told to end and taking no more connections, in which `/health/ready` says so to balancers
+    #[arg(long, env = "DRAIN_SECS", default_value_t = 0)]
+    drain_secs: u32,
+
     /// Seconds that requests have to end when the process is told to
     #[arg(long, env = "SHUTDOWN_SECS", default_value_t = 25)]
     shutdown_secs: u32,
@@ -116,9 +120,16 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         address = %listener.local_addr()?, chain_id = app.parts.deployment.chain_id,
         escrow = %app.parts.deployment.escrow, assigner = %app.assigner(), "serving"
     );
-    let told = app.clone();
+    let (told, drain) = (app.clone(), Duration::from_secs(args.drain_secs.into()));
     tokio::spawn(async move {
         wait_for_signal().await;
+        tracing::info!(drain_secs = drain.as_secs(), "stopping: no longer ready");
+        told.draining.cancel();
+        // Balancers take a moment to notice. A second signal is impatient.
+        tokio::select! {
+            () = tokio::time::sleep(drain) => {}
+            () = wait_for_signal() => {}
+        }
         tracing::info!("stopping: letting requests end");
         told.shutdown.cancel();
     });

@@ -47,7 +47,8 @@ pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, st
             accepted = accepted => accepted,
             () = stop.cancelled() => break,
         };
-        let connection = handle(Arc::clone(&builder), stream, Extension(Peer(peer)).layer(router.clone()), stop.clone());
+        let connection =
+            handle(Arc::clone(&builder), stream, Extension(Peer(peer)).layer(router.clone()), stop.clone());
         connections.spawn(async move {
             connection.await;
             drop(slot);

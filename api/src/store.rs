@@ -9,12 +9,17 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use market::{ContentId, content::ContentHasher};
 use object_store::{
-    ObjectStore, ObjectStoreExt, WriteMultipart, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
+    ClientConfigKey, ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    local::LocalFileSystem,
+    path::Path,
 };
 use url::Url;
 
 const BLOBS: &str = "blobs";
 const UPLOADS: &str = "uploads";
+/// How long a request to the bucket is repeated before whoever waits for it is told.
+const RETRY_FOR: Duration = Duration::from_secs(10);
 /// Parts of one upload that may be on their way to the store at once.
 const PARTS_IN_FLIGHT: usize = 4;
 
@@ -75,7 +80,12 @@ impl BlobStore {
                 Ok(Self { objects: Arc::new(objects), prefix: Path::default(), directory: Some(directory) })
             }
             "s3" => {
-                let objects = AmazonS3Builder::from_env().with_url(url.as_str()).build()?;
+                let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
+                for (key, secs) in [(ClientConfigKey::ConnectTimeout, 3), (ClientConfigKey::Timeout, 20)] {
+                    builder = builder.with_config(AmazonS3ConfigKey::Client(key), format!("{secs} seconds"));
+                }
+                let retry = RetryConfig { max_retries: 2, retry_timeout: RETRY_FOR, ..RetryConfig::default() };
+                let objects = builder.with_retry(retry).build()?;
                 Ok(Self { objects: Arc::new(objects), prefix: Path::parse(url.path())?, directory: None })
             }
             other => bail!("contents cannot be stored at {other}://; use file:// or s3://"),

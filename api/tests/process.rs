@@ -151,7 +151,10 @@ async fn no_secret_is_in_what_it_logs_whatever_goes_wrong() {
         command.env("DATABASE_URL", &database_url).env("REDIS_URL", &redis).env("SESSION_SECRET", secret);
         command.env("RUST_LOG", "debug").stdout(Stdio::piped());
         let child = command.spawn().unwrap();
-        if tokio::time::timeout(Duration::from_secs(8), wait_until_live(&format!("http://127.0.0.1:{port}"))).await.is_ok() {
+        if tokio::time::timeout(Duration::from_secs(8), wait_until_live(&format!("http://127.0.0.1:{port}")))
+            .await
+            .is_ok()
+        {
             let client = reqwest::Client::new();
             let url = format!("http://127.0.0.1:{port}/lit-compute/auth/session?token={secret}");
             client.get(url).bearer_auth(secret).header("idempotency-key", secret).send().await.unwrap();
@@ -188,4 +191,35 @@ async fn a_key_that_is_none_is_not_shown() {
     let output = end_of(command.env("ASSIGNER_KEY", format!("0x{}hunter2", "ab".repeat(29))).spawn().unwrap()).await;
     assert!(!output.status.success() && text(&output).contains("ASSIGNER_KEY"), "{}", text(&output));
     assert!(!text(&output).contains("hunter2") && !text(&output).contains("abab"), "{}", text(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_it_ends_it_says_that_it_is_not_ready_and_serves_on_until_balancers_have_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
+    let manifest = dir.path().join("deployment.json");
+    Deployment::deploy_fast(anvil.rpc_url(), DEV_KEYS[0], &manifest, DeployParams::default()).await.unwrap();
+    let database = TestDatabase::create().await.unwrap();
+    let port = ports::free_port().unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut command = serve(dir.path(), &database, &manifest, anvil.rpc_url(), port);
+    let child = command.env("DRAIN_SECS", "60").spawn().unwrap();
+    wait_until_live(&url).await;
+    let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    let drains = async || {
+        let ready: serde_json::Value = reqwest::get(format!("{url}/health/ready")).await.unwrap().json().await.unwrap();
+        ready["checks"].as_array().unwrap().iter().any(|check| check["name"] == "process")
+    };
+    assert!(!drains().await);
+    kill_process(pid, Signal::TERM).unwrap();
+    for _ in 0..200 {
+        if drains().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(drains().await, "it goes on serving, and says that it ends");
+    // Who is impatient says so twice.
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(end_of(child).await.status.success());
 }

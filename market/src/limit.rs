@@ -161,12 +161,14 @@ impl Local {
         let name = |tier: Tier| {
             let own = format!("{who}:{}", tier.window_secs);
             let at = tier.position(now_ms);
-            let known = [at.start_secs, at.before_secs].iter().any(|start| self.counts.contains_key(&(own.clone(), *start)));
+            let known =
+                [at.start_secs, at.before_secs].iter().any(|start| self.counts.contains_key(&(own.clone(), *start)));
             if crowded && !known { format!("*:{}", tier.window_secs) } else { own }
         };
         let tiers = [(policy.burst, name(policy.burst)), (policy.sustained, name(policy.sustained))];
-        let admitted =
-            tiers.iter().all(|(tier, name)| tier.admits(self.of(name, *tier, now_ms), tier.position(now_ms).elapsed_ms));
+        let admitted = tiers
+            .iter()
+            .all(|(tier, name)| tier.admits(self.of(name, *tier, now_ms), tier.position(now_ms).elapsed_ms));
         if admitted {
             for (tier, name) in &tiers {
                 *self.counts.entry((name.clone(), tier.position(now_ms).start_secs)).or_default() += 1;

@@ -32,8 +32,18 @@ const KNOWN_ACCOUNTS: [Address; 10] = [
 
 /// Passwords that are tried first.
 const KNOWN_PASSWORDS: [&str; 12] = [
-    "password", "postgres", "redis", "secret", "changeme", "change-me", "default", "admin", "littoral", "foobared",
-    "your_password", "example",
+    "password",
+    "postgres",
+    "redis",
+    "secret",
+    "changeme",
+    "change-me",
+    "default",
+    "admin",
+    "littoral",
+    "foobared",
+    "your_password",
+    "example",
 ];
 
 /// Where the process runs.
@@ -117,7 +127,9 @@ pub async fn weaknesses(used: Used<'_>) -> Vec<String> {
     if let Some(url) = used.redis_url {
         match password_of(url) {
             None => found.push("REDIS_URL: has no password".to_owned()),
-            Some(password) => found.extend(weak_password(&password).map(|why| format!("REDIS_URL: the password {why}"))),
+            Some(password) => {
+                found.extend(weak_password(&password).map(|why| format!("REDIS_URL: the password {why}")))
+            }
         }
         match client::takes_anyone(url).await {
             Ok(true) => found.push("REDIS_URL: the server takes commands from whoever has no password".to_owned()),

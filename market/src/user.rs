@@ -55,10 +55,13 @@ mod tests {
 
     #[test]
     fn what_could_name_another_key_is_no_user() {
-        for name in ["user_123", "auth0|5f7c", "a@b.example", &UserId::of(Address::ZERO).to_string(), &"x".repeat(128)] {
+        for name in ["user_123", "auth0|5f7c", "a@b.example", &UserId::of(Address::ZERO).to_string(), &"x".repeat(128)]
+        {
             assert_eq!(name.parse::<UserId>().unwrap().as_str(), name);
         }
-        for name in ["", "a:b", "user_123:wallet", "*", "a b", "a\r\nb", "{x}", "a\0", "é", "a/b", "..\\", &"x".repeat(129)] {
+        for name in
+            ["", "a:b", "user_123:wallet", "*", "a b", "a\r\nb", "{x}", "a\0", "é", "a/b", "..\\", &"x".repeat(129)]
+        {
             assert_eq!(name.parse::<UserId>(), Err(UserIdError), "{name:?}");
         }
     }

@@ -71,16 +71,16 @@ install_npm() {
   touch "$ROOT/node_modules/.package-lock.json"
 }
 
-# Halmos, its solvers and slither, as pinned, in a Python of their own.
+# install_venv [NAME REQUIREMENTS WHAT]: what is pinned there, in a Python of its own; by default halmos, its solvers and slither.
 install_venv() {
-  local wanted=$ROOT/scripts/lib/requirements.txt
-  VENV=$ROOT/.littoral/venv
+  local wanted=$ROOT/scripts/lib/${2:-requirements.txt}
+  VENV=$ROOT/.littoral/${1:-venv}
   [[ $VENV/.installed -nt $wanted ]] && return
   # Debian leaves ensurepip to python3-venv.
   python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3 python3-venv
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "$(python3 --version) is too old for the prover: please install 3.11 or later"
-  say "Installing the prover and slither (pip)"
+  say "Installing ${3:-the prover and slither} (pip)"
   python3 -m venv "$VENV"
   "$VENV/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted"
   touch "$VENV/.installed"

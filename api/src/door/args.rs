@@ -100,7 +100,8 @@ impl DoorArgs {
 
     /// How much is taken of whom.
     pub(crate) fn limits(&self) -> Limits {
-        let policy = |burst, sustained| (burst > 0 && sustained > 0).then(|| Policy::per_second_and_minute(burst, sustained));
+        let policy =
+            |burst, sustained| (burst > 0 && sustained > 0).then(|| Policy::per_second_and_minute(burst, sustained));
         Limits {
             users: policy(self.rate_limit_burst, self.rate_limit_sustained),
             nodes: policy(self.node_rate_limit_burst, self.node_rate_limit_sustained),
@@ -115,7 +116,9 @@ impl DoorArgs {
         }
         let mut weak = production::weaknesses(used).await;
         if self.signin_domain.is_empty() {
-            weak.push("SIGNIN_DOMAIN: is not given, so that sign-in messages would name the address it binds".to_owned());
+            weak.push(
+                "SIGNIN_DOMAIN: is not given, so that sign-in messages would name the address it binds".to_owned(),
+            );
         }
         if let Some(origin) = self.cors_origin.iter().find(|origin| origin.as_str().starts_with("http://")) {
             weak.push(format!("CORS_ORIGINS: {} is not encrypted", origin.as_str()));

@@ -15,6 +15,7 @@ mod nodes;
 mod promised;
 mod races;
 mod shape;
+mod shared;
 mod signed;
 mod submit;
 mod support;

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use utoipa::openapi::HttpMethod;
 
-use crate::support::{Api, Reply, Wish, assigner};
+use crate::support::{Api, Reply, Wish, assigner, set_cursor};
 
 /// Every route there is. Written out, so that none comes or goes unnoticed.
 const ROUTES: [&str; 37] = [
@@ -192,23 +192,6 @@ async fn the_chain_is_described() {
     assert_eq!(chain.int("chainId"), 31337);
     assert_eq!(chain.text("assigner"), assigner().address().to_checksum(None));
     assert_eq!((chain.text("minStake"), &chain.body["indexed"]), ("1000".to_owned(), &Value::Null));
-}
-
-async fn set_cursor(api: &Api, number: i64, mined_secs: u64) {
-    sqlx::query("delete from chain_cursor").execute(&api.pool).await.unwrap();
-    sqlx::query(
-        "with block as (
-            insert into chain_block (hash, number, parent_hash, mined_at, canonical)
-            values (decode(lpad($1::text, 64, '0'), 'hex'), $1, decode(repeat('00', 32), 'hex'), to_timestamp($2), true)
-            returning hash)
-         insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, undo_above, epoch, final_number)
-         select 31337, decode(repeat('e5', 20), 'hex'), decode(repeat('4e', 20), 'hex'), $1, hash, 0, 1, $1 from block",
-    )
-    .bind(number)
-    .bind(f64::from(u32::try_from(mined_secs).unwrap()))
-    .execute(&api.pool)
-    .await
-    .unwrap();
 }
 
 fn check<'a>(reply: &'a Reply, name: &str) -> &'a Value {

@@ -498,6 +498,24 @@ pub fn submission(order: &Order, spec: &JobSpec) -> Value {
     json!({ "order": OrderJson::from(order), "spec": SpecJson::from(spec) })
 }
 
+/// Sets how far the indexer has read: to block `number`, mined at `mined_secs`.
+pub async fn set_cursor(api: &Api, number: i64, mined_secs: u64) {
+    sqlx::query("delete from chain_cursor").execute(&api.pool).await.unwrap();
+    sqlx::query(
+        "with block as (
+            insert into chain_block (hash, number, parent_hash, mined_at, canonical)
+            values (decode(lpad($1::text, 64, '0'), 'hex'), $1, decode(repeat('00', 32), 'hex'), to_timestamp($2), true)
+            returning hash)
+         insert into chain_cursor (chain_id, escrow, registry, block_number, block_hash, undo_above, epoch, final_number)
+         select 31337, decode(repeat('e5', 20), 'hex'), decode(repeat('4e', 20), 'hex'), $1, hash, 0, 1, $1 from block",
+    )
+    .bind(number)
+    .bind(f64::from(u32::try_from(mined_secs).unwrap()))
+    .execute(&api.pool)
+    .await
+    .unwrap();
+}
+
 /// Waits until `check` says something, at most ten seconds.
 pub async fn eventually<T>(mut check: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..200 {

@@ -99,12 +99,7 @@ pub async fn begin(
 }
 
 /// Remembers the answer. False if the key is no longer the call's own.
-pub async fn finish(
-    db: &mut PgConnection,
-    call: &Call,
-    owner: Owner,
-    answer: &Answer,
-) -> Result<bool, sqlx::Error> {
+pub async fn finish(db: &mut PgConnection, call: &Call, owner: Owner, answer: &Answer) -> Result<bool, sqlx::Error> {
     let status = i16::try_from(answer.status).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let finished = sqlx::query!(
         "update idempotency set status = $5, body = $6

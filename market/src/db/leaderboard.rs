@@ -35,7 +35,7 @@ pub async fn leaders(db: &mut PgConnection) -> Result<Vec<Leader>, sqlx::Error> 
     )
     .fetch_all(db)
     .await?;
-    
+
     Ok(rows
         .into_iter()
         .map(|row| Leader {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use alloy::primitives::{B256, Bytes};
+use alloy::primitives::{Address, B256, Bytes};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 

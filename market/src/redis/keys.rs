@@ -315,7 +315,9 @@ mod tests {
         }
         let others =
             ["{m}:session:u", "{m}:rl:a:b:c:burst:1", "{m}:idempotency:x:y", "{m}:job:12:status", "jobs:pending"];
-        for name in others.map(str::to_owned).into_iter().chain([keys.generation(), keys.session(&"0x1".parse().unwrap())]) {
+        for name in
+            others.map(str::to_owned).into_iter().chain([keys.generation(), keys.session(&"0x1".parse().unwrap())])
+        {
             assert!(!keys.is_projected(&name), "{name}");
         }
     }

@@ -18,12 +18,7 @@ pub struct Counter<'a> {
 }
 
 /// Counts a request at `now_ms` (unix time) if `policy` admits it, in one script.
-pub async fn take(
-    redis: &Client,
-    counter: Counter<'_>,
-    policy: &Policy,
-    now_ms: u64,
-) -> Result<Verdict, RedisError> {
+pub async fn take(redis: &Client, counter: Counter<'_>, policy: &Policy, now_ms: u64) -> Result<Verdict, RedisError> {
     let script = redis::Script::new(LIMIT);
     let mut call = script.prepare_invoke();
     for (name, tier) in [("burst", policy.burst), ("sustained", policy.sustained)] {

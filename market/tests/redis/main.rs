@@ -11,5 +11,6 @@ mod projection;
 mod rebuild;
 mod running;
 mod session;
+mod shared;
 mod support;
 mod views;

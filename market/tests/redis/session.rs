@@ -3,8 +3,8 @@
 use alloy::primitives::Address;
 use market::db::types::{DbAddress, DbHash};
 use market::redis::session::{self, Part};
-use market::user::UserId;
 use market::redis::{Client, keys::SESSION_TTL_SECS, rebuild};
+use market::user::UserId;
 use redis::Value;
 
 use crate::support::{World, hash};

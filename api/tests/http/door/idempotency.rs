@@ -138,7 +138,7 @@ async fn a_client_that_goes_away_leaves_no_call_half_done() {
     let mut lock = api.pool.begin().await.unwrap();
     sqlx::query("lock table job_submission in access exclusive mode").execute(&mut *lock).await.unwrap();
     let hasty = api.request(Method::POST, SUBMIT, Some(&user)).header("idempotency-key", "k").json(&body);
-    hasty.timeout(std::time::Duration::from_millis(300)).send().await.unwrap_err();
+    hasty.timeout(std::time::Duration::from_secs(3)).send().await.unwrap_err();
     submit(&api, &user, "k", &body).await.is_problem(409, "idempotency_in_flight", Some("Idempotency-Key"));
     lock.commit().await.unwrap();
     let replayed = crate::support::eventually(async || {

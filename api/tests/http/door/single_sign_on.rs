@@ -39,8 +39,10 @@ async fn a_session_written_with_redis_cli_signs_its_user_in_and_its_end_signs_ou
     assert_eq!((known.text("nftTier"), &known.body["createdAt"]), ("gold".to_owned(), &json!(null)));
 
     // It is a session like any other: it lives a day from its last use, and may do what its wallet may.
-    eventually(async || (api.redis_cli(&["TTL", "session:user_123"]).await.parse::<i64>().unwrap() > 86_000).then_some(()))
-        .await;
+    eventually(async || {
+        (api.redis_cli(&["TTL", "session:user_123"]).await.parse::<i64>().unwrap() > 86_000).then_some(())
+    })
+    .await;
     assert!(api.redis_cli(&["HGET", "session:user_123", "lastActivity"]).await.parse::<i64>().is_ok());
     let user = User { token: token.clone(), signer: wallet };
     api.deposit(user.address(), 1_000_000).await;
@@ -49,7 +51,11 @@ async fn a_session_written_with_redis_cli_signs_its_user_in_and_its_end_signs_ou
     let own = submission(&order(user.address(), &spec), &spec);
     api.post(&user, "/lit-compute/jobs/submit", own).await.ok();
     let others = submission(&order(Address::repeat_byte(0xaa), &spec), &spec);
-    api.post(&user, "/lit-compute/jobs/submit", others).await.is_problem(403, "wallet_mismatch", Some("order.requester"));
+    api.post(&user, "/lit-compute/jobs/submit", others).await.is_problem(
+        403,
+        "wallet_mismatch",
+        Some("order.requester"),
+    );
 
     api.redis_cli(&["DEL", "session:user_123"]).await;
     session(&api, &token).await.is_problem(401, "unauthenticated", None);
@@ -84,8 +90,15 @@ async fn neither_the_users_name_nor_a_forged_token_is_a_credential() {
     let none = "eyJhbGciOiJub25lIn0";
     let wallet = wallet.to_checksum(None);
     for token in [
-        "user_123", &wallet, "session:user_123", &format!("{signed}."), signed, &format!("{none}.{body}."),
-        &format!("{none}.{body}.{}", good.rsplit_once('.').unwrap().1), &good.replace('.', ". "), &"a.b.c".repeat(2000),
+        "user_123",
+        &wallet,
+        "session:user_123",
+        &format!("{signed}."),
+        signed,
+        &format!("{none}.{body}."),
+        &format!("{none}.{body}.{}", good.rsplit_once('.').unwrap().1),
+        &good.replace('.', ". "),
+        &"a.b.c".repeat(2000),
     ] {
         session(&api, token).await.is_problem(401, "unauthenticated", None);
     }

@@ -1,0 +1,59 @@
+//! An API with something in it, for `scripts/fuzz-api`: prints what a fuzzer needs to know as JSON, serves until its input ends.
+
+// As the tests, whose world this is.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, dead_code)]
+
+#[path = "../tests/http/support.rs"]
+mod support;
+
+use alloy::signers::SignerSync;
+use devnet::{Anvil, AnvilOptions};
+use market::{abi::Order, typed_data};
+use serde_json::json;
+use support::{Api, User, Wish, deployment, job_id, order, set_cursor, spec, submission};
+use tokio::io::AsyncReadExt;
+
+#[tokio::main]
+async fn main() {
+    let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
+    let api = Api::with(Wish { rpc_url: Some(anvil.rpc_url().to_owned()), ..Wish::default() }).await;
+    set_cursor(&api, 0, 1_800_000_000).await;
+    let (owner, stranger) = (api.node().await, api.requester().await);
+    api.deposit(owner.address(), 1_000_000).await;
+    let told = json!({
+        "url": api.url,
+        "owner": { "token": owner.token, "address": owner.name(), "nodeId": support::node_id(owner.address()) },
+        "stranger": { "token": stranger.token, "address": stranger.name() },
+        // What only the owner may change, or even see.
+        "jobs": jobs_of(&api, &owner).await,
+    });
+    println!("{told}");
+    let mut rest = Vec::new();
+    tokio::io::stdin().read_to_end(&mut rest).await.unwrap();
+    // Destructors end the servers.
+    drop(api);
+    drop(anvil);
+}
+
+/// Jobs of one who is both requester and node: announced, signed, held and done.
+async fn jobs_of(api: &Api, owner: &User) -> serde_json::Value {
+    let spec = spec(api.blob(b"input").await);
+    let own = |nonce| Order { nonce, node: owner.address(), ..order(owner.address(), &spec) };
+    let announced = own(9);
+    api.post(owner, "/lit-compute/jobs/submit", submission(&announced, &spec)).await.ok();
+    let mut signed = Vec::new();
+    for nonce in 1..=3 {
+        let order = own(nonce);
+        let mut body = submission(&order, &spec);
+        let digest = typed_data::job_id(&order, &deployment().domain());
+        body["signature"] = json!(owner.signer.sign_hash_sync(&digest).unwrap().to_string());
+        api.post(owner, "/lit-compute/jobs/submit", body).await.ok();
+        signed.push(job_id(&order));
+    }
+    let (held, done) = (api.claim(owner).await.ok(), api.claim(owner).await.ok());
+    let output = api.blob(b"output").await;
+    let path = format!("/lit-compute/jobs/{}/complete", done.job_id());
+    api.post(owner, &path, owner.completion(done.job_id(), 1, output, 1_000)).await.ok();
+    let waiting = signed.iter().find(|id| **id != held.job_id() && **id != done.job_id()).unwrap();
+    json!({ "announced": job_id(&announced), "waiting": waiting, "held": held.job_id(), "done": done.job_id() })
+}
