@@ -1,5 +1,6 @@
 use alloy::signers::local::PrivateKeySigner;
 use chrono::TimeDelta;
+use devnet::{Anvil, AnvilOptions};
 use market::{clock, redis, user::UserId};
 use reqwest::Method;
 use serde_json::json;
@@ -9,6 +10,14 @@ use crate::support::{Api, Reply, User, Wish};
 
 fn user_id(user: &User) -> UserId {
     UserId::of(user.address())
+}
+
+/// An API that can ask a chain whether an address is a contract, which might take any signature.
+async fn with_chain() -> (Anvil, Api) {
+    let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
+    let wish = Wish { rpc_url: Some(anvil.rpc_url().to_owned()), ..Wish::default() };
+    let api = Api::with(wish).await;
+    (anvil, api)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,7 +82,7 @@ async fn a_nonce_opens_one_session_however_often_it_is_sent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_is_not_meant_for_here_and_now_opens_nothing() {
-    let api = Api::start().await;
+    let (_anvil, api) = with_chain().await;
     let signer = PrivateKeySigner::random();
     let now = clock::now();
     let expired = format!("\nExpiration Time: {}", (now - TimeDelta::seconds(5)).format("%Y-%m-%dT%H:%M:%SZ"));
@@ -110,7 +119,7 @@ async fn a_message_that_is_not_meant_for_here_and_now_opens_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_a_message_or_a_signature_is_named() {
-    let api = Api::start().await;
+    let (_anvil, api) = with_chain().await;
     let signer = PrivateKeySigner::random();
     let message = api.message(&signer).await.to_string();
     let unchecked = message.replace(&signer.address().to_checksum(None), &signer.address().to_string().to_lowercase());

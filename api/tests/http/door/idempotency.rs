@@ -1,10 +1,11 @@
 //! The same call under the same key, however it is sent.
 
+use alloy::primitives::{Address, B256};
 use market::{clock, db::idempotency as db};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Api, Reply, User, order, spec, submission};
+use crate::support::{Api, MIN_STAKE, Reply, User, order, spec, submission};
 
 const SUBMIT: &str = "/lit-compute/jobs/submit";
 
@@ -12,8 +13,9 @@ async fn submit(api: &Api, user: &User, key: &str, body: &Value) -> Reply {
     Reply::of(api.request(Method::POST, SUBMIT, Some(user)).header("idempotency-key", key).json(body)).await
 }
 
-/// An order that `user` may announce, different each time.
+/// An order that `user` may announce, different each time, and a node that could do it.
 async fn announcement(api: &Api, user: &User) -> Value {
+    api.stake(Address::repeat_byte(0x0d), MIN_STAKE).await;
     let spec = spec(api.blob(b"input").await);
     submission(&order(user.address(), &spec), &spec)
 }
@@ -107,7 +109,7 @@ async fn whoever_lost_the_key_cannot_say_how_the_call_ended_and_a_day_later_it_i
         user_id: "u".parse().unwrap(),
         operation: "submit",
         key: "k".to_owned(),
-        request_hash: alloy::primitives::B256::repeat_byte(1),
+        request_hash: B256::repeat_byte(1),
     };
     let mut connection = api.pool.acquire().await.unwrap();
     let (soon, later) = (now + chrono::TimeDelta::seconds(1), now + chrono::TimeDelta::days(1));
@@ -123,7 +125,7 @@ async fn whoever_lost_the_key_cannot_say_how_the_call_ended_and_a_day_later_it_i
     assert!(db::finish(&mut connection, &call, next, &answer(200)).await.unwrap());
     let found = db::begin(&mut connection, &call, soon, later, later).await.unwrap();
     assert_eq!(found, db::Begun::Answered(answer(200)));
-    let other = db::Call { request_hash: alloy::primitives::B256::repeat_byte(2), ..call };
+    let other = db::Call { request_hash: B256::repeat_byte(2), ..call };
     assert_eq!(db::begin(&mut connection, &other, soon, later, later).await.unwrap(), db::Begun::Mismatch);
     assert!(matches!(db::begin(&mut connection, &other, later, later, later).await.unwrap(), db::Begun::Ours(_)));
     assert_eq!(db::sweep(&mut connection, later).await.unwrap(), 1);

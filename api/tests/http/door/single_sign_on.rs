@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{secret, sharing, token_of};
-use crate::support::{Api, Reply, User, Wish, eventually, order, spec, submission};
+use crate::support::{Api, MIN_STAKE, Reply, User, Wish, eventually, order, spec, submission};
 use market::user::UserId;
 
 async fn session(api: &Api, token: &str) -> Reply {
@@ -46,6 +46,7 @@ async fn a_session_written_with_redis_cli_signs_its_user_in_and_its_end_signs_ou
     assert!(api.redis_cli(&["HGET", "session:user_123", "lastActivity"]).await.parse::<i64>().is_ok());
     let user = User { token: token.clone(), signer: wallet };
     api.deposit(user.address(), 1_000_000).await;
+    api.stake(Address::repeat_byte(0x0d), MIN_STAKE).await;
     let input = api.blob(b"input").await;
     let spec = spec(input);
     let own = submission(&order(user.address(), &spec), &spec);
