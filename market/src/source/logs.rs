@@ -5,8 +5,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::providers::Provider;
+use alloy::providers::{DynProvider, Provider};
 use alloy::rpc::types::Filter;
+use alloy::transports::TransportResult;
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
 use serde_json::value::RawValue;
@@ -198,19 +199,32 @@ impl Source {
     }
 
     /// What another endpoint than `who`, who has none, says are the logs up to block `to`. That there are none is believed only of
-    /// two that have that block, and the same: one that is behind has nothing to say of what it has not seen.
+    /// two that have that block, and the same: one that is behind has nothing to say of what it has not seen. Whoever else
+    /// there is is asked, lately wrong or not: it is not believed if it is alone.
     async fn second_opinion(&self, filter: &Filter, to: u64, who: Who) -> Result<(Vec<Found>, Who), SourceError> {
-        let (second, other) = self.logs(filter, &[who]).await?;
-        if !second.is_empty() {
+        let mut last = None;
+        for other in self.providers.others(who) {
+            match self.agrees_on_none(filter, to, who, other).await {
+                Ok(found) => return Ok((found, other)),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| SourceError::Inconsistent("there is no other endpoint".to_owned())))
+    }
+
+    async fn agrees_on_none(&self, filter: &Filter, to: u64, who: Who, other: Who) -> Result<Vec<Found>, SourceError> {
+        let raw = self.providers.ask_one(other, METHOD, &|provider| logs_raw(provider, filter)).await?;
+        let found = self.read_logs(raw, other).await?;
+        if !found.is_empty() {
             self.providers.lied(who, "no logs in a range where another endpoint has some");
-            return Ok((second, other));
+            return Ok(found);
         }
         let (one, two) = tokio::try_join!(self.header_of(to, who), self.header_of(to, other))?;
-        if who == other || one.is_none() || one != two {
+        if one.is_none() || one != two {
             let what = format!("not two endpoints have block {to} and say that there are no logs before it");
             return Err(SourceError::Inconsistent(what));
         }
-        Ok((second, other))
+        Ok(found)
     }
 
     /// An error if a block whose header was read has logs that the answer lacks: an endpoint that is behind, or is several
@@ -259,12 +273,13 @@ impl Source {
 
     /// The logs that `filter` finds, in the chain's order.
     async fn logs(&self, filter: &Filter, others_than: &[Who]) -> Result<(Vec<Found>, Who), SourceError> {
-        let asked = self.providers.ask(METHOD, others_than, |provider| async move {
-            provider.raw_request::<_, Box<RawValue>>(METHOD.into(), (filter,)).await
-        });
-        let (raw, who) = asked.await?;
+        let (raw, who) = self.providers.ask(METHOD, others_than, |provider| logs_raw(provider, filter)).await?;
+        Ok((self.read_logs(raw, who).await?, who))
+    }
+
+    async fn read_logs(&self, raw: Box<RawValue>, who: Who) -> Result<Vec<Found>, SourceError> {
         let found = off_thread(move || wire::logs(&raw)).await?;
-        Ok((found.map_err(|what| self.wrong(who, what))?, who))
+        found.map_err(|what| self.wrong(who, what))
     }
 
     /// Reads logs whose blocks are all in `headers`.
@@ -281,6 +296,10 @@ impl Source {
         };
         Ok(off_thread(decode).await??)
     }
+}
+
+async fn logs_raw(provider: DynProvider, filter: &Filter) -> TransportResult<Box<RawValue>> {
+    provider.raw_request(METHOD.into(), (filter,)).await
 }
 
 /// Whether the fullest of the answers is that of two endpoints, or came often enough.

@@ -114,6 +114,14 @@ impl Providers {
         order
     }
 
+    /// All but `who`, the best first, also those that are not asked otherwise at present.
+    pub fn others(&self, who: Who) -> Vec<Who> {
+        let mut order = self.ranking();
+        order.extend((0..self.len()).filter(|one| !order.contains(one)).collect::<Vec<_>>());
+        order.retain(|one| *one != who);
+        order
+    }
+
     /// The answer to `request`, by whoever gives one, and who it was. `others_than` are asked last.
     pub async fn ask<T, A>(
         &self,
