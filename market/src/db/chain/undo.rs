@@ -6,6 +6,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
 use super::{Step, to_db};
+use crate::db::copy::{Copy, copy_row};
 use crate::fold::{Images, Key, Row, Rows};
 
 /// How far the settled block may move before images are deleted: not with every block.
@@ -13,24 +14,15 @@ const SETTLED_AT_ONCE: u64 = 32;
 
 /// Writes images.
 pub(super) async fn keep(db: &mut PgConnection, images: &Images) -> Result<(), sqlx::Error> {
-    let (mut numbers, mut keys, mut before) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, key, row) in images.iter() {
-        numbers.push(to_db(number)?);
-        keys.push(Json(*key));
-        before.push(row.map(|row| Json(row.clone())));
-    }
-    if numbers.is_empty() {
+    let mut images = images.iter().peekable();
+    if images.peek().is_none() {
         return Ok(());
     }
-    sqlx::query!(
-        "insert into chain_undo (block_number, key, before) select * from unnest($1::bigint[], $2::jsonb[], $3::jsonb[])",
-        &numbers,
-        &keys as _,
-        &before as _
-    )
-    .execute(db)
-    .await?;
-    Ok(())
+    let mut copy = Copy::begin(db, "copy chain_undo (block_number, key, before) from stdin (format binary)").await?;
+    for (number, key, row) in images {
+        copy_row!(copy, to_db(number)?, Json(*key), row.map(Json));
+    }
+    copy.finish().await
 }
 
 /// The keys of all rows that blocks above `ancestor` changed, and these rows as they were before. Their images are gone then:

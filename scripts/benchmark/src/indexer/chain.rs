@@ -1,5 +1,6 @@
 //! A real Anvil with as many events of our contracts as are asked for.
 
+use std::fs;
 use std::path::Path;
 
 use alloy::dyn_abi::{DynSolValue, JsonAbiExt};
@@ -72,11 +73,20 @@ pub struct Chain {
     next_job: u64,
 }
 
+/// Has what the node calls finalized count as that, as on public chains; by default a local chain's blocks can be taken back.
+fn final_by_tag(manifest: &Path) -> anyhow::Result<()> {
+    let mut text: Value = serde_json::from_slice(&fs::read(manifest)?)?;
+    text["confirmation"] = json!({ "finality": "finalized", "reorgsBelowFinal": false, "queue": [] });
+    Ok(fs::write(manifest, serde_json::to_vec_pretty(&text)?)?)
+}
+
 impl Chain {
     /// Starts Anvil, deploys, and mines until there are about `events` events, then a few blocks without.
     pub async fn generate(dir: &Path, density: Density, events: u64) -> anyhow::Result<Self> {
-        // Past states are not asked for and would be written to disk.
-        let args = ["--gas-limit", "4000000000", "--prune-history", "--no-request-size-limit"];
+        // Past states are not asked for and would be written to disk. All but the last two blocks are final, as nearly all of a
+        // chain is that is indexed from its beginning.
+        let args =
+            ["--gas-limit", "4000000000", "--prune-history", "--no-request-size-limit", "--slots-in-an-epoch", "1"];
         let options = AnvilOptions {
             log: Some(dir.join("anvil.log")),
             args: args.map(str::to_owned).to_vec(),
@@ -87,6 +97,7 @@ impl Chain {
         let params = DeployParams { thaw_period_secs: 1, ..DeployParams::default() };
         let url = anvil.rpc_url().to_owned();
         let deployment = Deployment::deploy_fast(&url, DEV_KEYS[0], &dir.join("manifest.json"), params).await?;
+        final_by_tag(&deployment.path)?;
         let artifact = Artifact::load("Traffic")?;
         let mut chain = Self {
             _anvil: anvil,
