@@ -14,7 +14,7 @@ use super::{RangeSize, Source, SourceError, Stretch};
 use crate::db::chain::BlockId;
 
 /// Events that are given at once, or up to twice as many: enough to make a transaction worth its commit.
-const BATCH: usize = 10_000;
+const BATCH: usize = 30_000;
 /// Events that are there are given after this time even if they are few.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Ranges that are read at once or wait for those before them. With the batch that waits to be taken and the one that is

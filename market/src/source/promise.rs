@@ -1,7 +1,8 @@
 //! What a header's bloom filter says of the logs in its block. Pure.
 //!
 //! It knows every log's contract and topics, so a log that it does not know was never in the block. It also knows others by
-//! chance, so what it promises may not be there.
+//! chance, the more the more there is in the block, so what it promises may not be there: a filter that is nearly full promises
+//! everything, and is not listened to.
 
 use alloy::primitives::{Address, B256, Bloom, BloomInput};
 
@@ -10,6 +11,12 @@ use crate::abi::{
     IJobEscrow::IJobEscrowEvents, INodeRegistry::INodeRegistryEvents, IOwnable2Step::IOwnable2StepEvents,
 };
 use crate::fold::Contracts;
+
+/// Bits of a filter. Whatever it knows has set up to three of them.
+const BITS: f64 = 2048.0;
+/// How probable it may be that a contract without logs seems to have some, and that one seems to have another kind of event
+/// than it has, for a filter to be listened to about either.
+const MOST_CHANCE: [f64; 2] = [0.3, 0.1];
 
 /// What is looked for in bloom filters: contracts, and the kinds of event that they have.
 #[derive(Debug)]
@@ -35,13 +42,9 @@ impl Promises {
 
     /// Whether `bloom` promises a contract's kind of event of which there is no log.
     pub fn are_broken(&self, bloom: &Bloom, logs: &[Found]) -> bool {
-        self.0.iter().any(|promise| {
-            let has = |kind: &B256| {
-                logs.iter().any(|log| log.contract == promise.contract && log.topics.first() == Some(kind))
-            };
-            let promised = |hashed: B256| bloom.contains_input(BloomInput::Hash(hashed));
-            promised(promise.hashed) && promise.kinds.iter().any(|(kind, hashed)| promised(*hashed) && !has(kind))
-        })
+        let ones: u32 = bloom.iter().map(|byte| byte.count_ones()).sum();
+        let by_chance = (f64::from(ones) / BITS).powi(3);
+        self.0.iter().any(|promise| promise.is_broken(bloom, by_chance, logs))
     }
 }
 
@@ -49,6 +52,20 @@ impl Promise {
     fn new(contract: Address, selectors: &[[u8; 32]]) -> Self {
         let kinds = selectors.iter().map(|selector| (B256::from(*selector), hashed(selector))).collect();
         Self { contract, hashed: hashed(contract.as_slice()), kinds }
+    }
+
+    /// `by_chance` is how probable it is that the filter knows what is not in the block.
+    fn is_broken(&self, bloom: &Bloom, by_chance: f64, logs: &[Found]) -> bool {
+        let promised = |hashed: B256| bloom.contains_input(BloomInput::Hash(hashed));
+        let mut ours = logs.iter().filter(|log| log.contract == self.contract).peekable();
+        if ours.peek().is_none() {
+            let one_kind = || self.kinds.iter().any(|(_, hashed)| promised(*hashed));
+            return by_chance < MOST_CHANCE[0] && promised(self.hashed) && one_kind();
+        }
+        let another = by_chance * f64::from(u32::try_from(self.kinds.len()).unwrap_or(u32::MAX));
+        let has: Vec<Option<&B256>> = ours.map(|log| log.topics.first()).collect();
+        another < MOST_CHANCE[1]
+            && self.kinds.iter().any(|(kind, hashed)| promised(*hashed) && !has.contains(&Some(kind)))
     }
 }
 
@@ -117,6 +134,6 @@ mod tests {
         assert!(!promises().are_broken(&bloom_of(&[other]), &[]));
         let unknown = log(ESCROW, &[B256::repeat_byte(7)]);
         assert!(!promises().are_broken(&bloom_of(&[unknown]), &[]));
-        assert!(promises().are_broken(&Bloom::repeat_byte(0xff), &[]), "a full filter promises everything");
+        assert!(!promises().are_broken(&Bloom::repeat_byte(0xff), &[]), "a full filter says nothing");
     }
 }
