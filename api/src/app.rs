@@ -29,7 +29,7 @@ use crate::{
     door::{Activity, Limiter, Limits, token::SessionSecret},
     error::{ApiError, ApiResult},
     http::Origin,
-    jobs::Funds,
+    jobs::{Funds, Tried},
     store::BlobStore,
 };
 
@@ -132,6 +132,8 @@ pub struct Shared {
     pub claim_slots: Semaphore,
     /// Whether requesters had enough for their signed orders when a claim last looked.
     pub funds: Funds,
+    /// Waiting jobs that claims are about to lease.
+    pub tried: Tried,
     /// Counts requests while Redis does not.
     pub limiter: Limiter,
     /// When users last did something.
@@ -160,6 +162,7 @@ impl App {
             parts,
             wake: watch::Sender::new(0),
             funds: Funds::default(),
+            tried: Tried::default(),
             limiter: Limiter::default(),
             activity: Activity::default(),
             draining: CancellationToken::new(),

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use chrono::TimeDelta;
 use market::{
     clock,
-    db::{chain_view, exposure, idempotency, outbox::Source, session, work},
+    db::{chain_view, exposure, idempotency, outbox::Source, queue, session, work},
     redis::{lock, projector::Projector},
 };
 use tokio::{task::JoinSet, time::MissedTickBehavior};
@@ -36,6 +36,7 @@ pub fn spawn(app: &App) -> JoinSet<()> {
     tasks.spawn(every(app.clone(), "closing what is settled for good", CLOSE_EVERY, close_settled));
     tasks.spawn(every(app.clone(), "telling of leaders and features", TELL_EVERY, tell_shared));
     tasks.spawn(follow_cache(app.clone()));
+    tasks.spawn(every(app.clone(), "sweeping the queue", CLOSE_EVERY, sweep_queue));
     tasks.spawn(wake_claims(app.clone()));
     let projector = Projector::new(app.parts.pool.clone(), app.parts.redis.clone(), Source::Work);
     tasks.spawn(projector.run(app.shutdown.clone().cancelled_owned()));
@@ -88,6 +89,11 @@ async fn sweep_uploads(app: App) -> anyhow::Result<()> {
     if swept > 0 {
         tracing::info!(swept, "abandoned uploads removed");
     }
+    Ok(())
+}
+
+async fn sweep_queue(app: App) -> anyhow::Result<()> {
+    while queue::sweep(&mut *app.parts.pool.acquire().await?, clock::now()).await? {}
     Ok(())
 }
 

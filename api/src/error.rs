@@ -116,6 +116,8 @@ codes! {
     VoucherStale = 409 "voucher_stale",
     /// The voucher covers an order that the node has yet to do
     VoucherCoversUnfinished = 409 "voucher_covers_unfinished",
+    /// Only a job that failed can be tried anew
+    NotFailed = 409 "not_failed",
     /// The job cannot be claimed now
     NotClaimable = 409 "not_claimable",
     /// A call with this Idempotency-Key is under way
@@ -298,6 +300,7 @@ impl From<WorkError> for ApiError {
             WorkError::Ended(_) => (Code::JobEnded, None),
             WorkError::NotHolder => (Code::NotHolder, None),
             WorkError::NotLeased => (Code::NotLeased, None),
+            WorkError::NotFailed => (Code::NotFailed, None),
             WorkError::StaleFence { .. } => (Code::StaleFence, Some("fence".to_owned())),
             WorkError::LeaseExpired(_) => (Code::LeaseExpired, None),
         };

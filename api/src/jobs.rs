@@ -6,10 +6,13 @@ mod check;
 mod claim;
 mod complete;
 mod funds;
+pub mod grant;
 mod lease;
 mod list;
+mod redrive;
 mod signed;
 mod submit;
+mod tried;
 
 use alloy::primitives::B256;
 use chrono::{DateTime, Utc};
@@ -34,9 +37,15 @@ use crate::{
     wire::{ConfirmationBody, Hash, HexBytes, WalletAddress},
 };
 
+pub use cancel::cancel;
+pub use complete::{Handed, complete, complete_all};
 pub use funds::Funds;
-pub use lease::{LeaseRef, RenewedLease, expire_leases, renew_lease};
+pub use lease::{LeaseRef, RenewedLease, expire_leases, fail, renew_lease};
 pub use list::JobPage;
+pub use redrive::redrive;
+pub use signed::{SignedDraft, keep};
+pub use submit::Draft;
+pub use tried::Tried;
 
 /// The routes of jobs.
 pub fn routes() -> OpenApiRouter<App> {
@@ -44,6 +53,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(submit::routes())
         .merge(bulk::routes())
         .merge(cancel::routes())
+        .merge(redrive::routes())
         .merge(list::routes())
         .merge(lease::routes())
         .merge(complete::routes())
@@ -80,6 +90,12 @@ pub struct JobBody {
     pub spec: SpecJson,
     /// 0 to 1000.
     pub priority: i32,
+    /// No node is given it earlier: its delay, or the pause after a failed attempt.
+    pub not_before: Option<DateTime<Utc>>,
+    /// Nodes of less are not given it.
+    pub min_reputation: u8,
+    /// Nodes with a smaller stake, in wei, are not given it.
+    pub min_stake: Amount,
     /// Who holds it or did it.
     pub node: Option<WalletAddress>,
     /// That node's id.
@@ -147,7 +163,10 @@ impl JobBody {
             rail: job.rail,
             order: (&job.order).into(),
             spec: (&job.spec).into(),
-            priority: job.priority,
+            priority: job.terms.priority,
+            not_before: job.not_before,
+            min_reputation: job.terms.min_reputation,
+            min_stake: job.terms.min_stake,
             node: job.node.map(WalletAddress),
             node_id: job.node_id.map(Hash),
             price,

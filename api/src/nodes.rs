@@ -14,6 +14,7 @@ use market::{
     Amount, clock,
     db::{
         job_view,
+        node_profile::{self, MinPrice},
         node_view::{self, NodeView, Registration},
     },
     fold::RegistryNode,
@@ -92,6 +93,32 @@ pub enum NodeStatus {
     Unstaked,
 }
 
+/// The least that an order must offer a node.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = MinPrice)]
+pub struct MinPriceBody {
+    /// Of what.
+    #[schema(example = "encrypt")]
+    pub operation: String,
+    /// The native coin's zero address, or a token.
+    pub token: WalletAddress,
+    /// Least `maxPrice`, in the token's smallest unit.
+    pub amount: Amount,
+}
+
+impl From<&MinPriceBody> for MinPrice {
+    fn from(body: &MinPriceBody) -> Self {
+        Self { operation: body.operation.clone(), token: body.token.0, amount: body.amount }
+    }
+}
+
+impl From<&MinPrice> for MinPriceBody {
+    fn from(price: &MinPrice) -> Self {
+        Self { operation: price.operation.clone(), token: WalletAddress(price.token), amount: price.amount }
+    }
+}
+
 /// A node, as the chain and it itself say.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -129,6 +156,8 @@ pub struct NodeBody {
     pub max_concurrent_jobs: Option<i32>,
     /// What it performs, as it told the API.
     pub supported_operations: Option<Vec<String>>,
+    /// The least that orders must offer it.
+    pub min_prices: Vec<MinPriceBody>,
     /// Jobs it holds.
     pub active_jobs: i64,
     /// Jobs it completed.
@@ -146,7 +175,7 @@ pub struct NodeBody {
 
 impl NodeBody {
     /// The node at `now`; nothing for one that is not (any more) registered on the chain.
-    fn new(node: &NodeView, min_stake: Amount, now: DateTime<Utc>) -> Option<Self> {
+    fn new(node: &NodeView, prices: &[(Address, MinPrice)], min_stake: Amount, now: DateTime<Utc>) -> Option<Self> {
         let Registration {
             node_id,
             public_key,
@@ -184,6 +213,7 @@ impl NodeBody {
             operations,
             max_concurrent_jobs: profile.map(|profile| profile.max_concurrent_jobs),
             supported_operations: profile.map(|profile| profile.operations.clone()),
+            min_prices: prices.iter().filter(|(of, _)| *of == node.node).map(|(_, price)| price.into()).collect(),
             active_jobs: node.active_jobs,
             completed_jobs: node.completed_jobs,
             paid_jobs: node.paid_jobs,
@@ -211,7 +241,8 @@ pub async fn staked(app: &App, db: &mut PgConnection, node: Address) -> ApiResul
 async fn by_address(app: &App, db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> ApiResult<NodeBody> {
     let min_stake = app.parts.deployment.registry_params.min_stake;
     let view = node_view::by_address(db, node).await?;
-    view.and_then(|view| NodeBody::new(&view, min_stake, now)).ok_or_else(not_found)
+    let prices = node_profile::prices(db, &[node]).await?;
+    view.and_then(|view| NodeBody::new(&view, &prices, min_stake, now)).ok_or_else(not_found)
 }
 
 fn not_found() -> ApiError {
@@ -247,9 +278,11 @@ async fn list_nodes(State(app): State<App>, Query(query): Query<NodesQuery>) -> 
     let now = clock::now();
     let min_stake = app.parts.deployment.registry_params.min_stake;
     let after = query.cursor.map_or(Address::ZERO, |cursor| cursor.0);
-    let nodes = node_view::list(&mut *app.parts.pool.acquire().await?, after, query.limit.0).await?;
+    let mut db = app.parts.pool.acquire().await?;
+    let nodes = node_view::list(&mut db, after, query.limit.0).await?;
+    let prices = node_profile::prices(&mut db, &nodes.iter().map(|node| node.node).collect::<Vec<_>>()).await?;
     let next = page::next(&nodes, query.limit, |node| node.node.to_checksum(None));
-    let nodes = nodes.iter().filter_map(|node| NodeBody::new(node, min_stake, now)).collect();
+    let nodes = nodes.iter().filter_map(|node| NodeBody::new(node, &prices, min_stake, now)).collect();
     Ok(Json(NodePage { nodes, next }))
 }
 

@@ -7,13 +7,14 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256};
 use alloy::providers::Provider;
 use chrono::TimeDelta;
 use futures::StreamExt;
 use littoral_indexer::follower::SETTLED_DISTANCE;
 use market::abi::Order;
 use market::clock;
+use market::db::queue::{self, Line, Waiting};
 use market::db::{escrow, work};
 use market::fold::EscrowState;
 use market::job::Work;
@@ -38,11 +39,12 @@ async fn is_open(index: &Index, job_id: B256) -> bool {
 /// Gives the job to [`NODE`], as the API does.
 async fn claim(index: &Index, job_id: B256) {
     let (mut tx, now) = (index.pool.begin().await.unwrap(), clock::now());
-    work::ensure_rows(&mut tx, &[job_id], now).await.unwrap();
-    let before: Work = work::lock(&mut tx, job_id).await.unwrap().unwrap();
+    let before: Work = work::lock(&mut tx, job_id).await.unwrap().unwrap_or_default();
+    let expires_at = now + TimeDelta::minutes(10);
     let after = before.claim(NODE.address(), now, TimeDelta::minutes(10)).unwrap();
-    work::save(&mut tx, job_id, &before, &after, None, now).await.unwrap();
-    work::begin_attempt(&mut tx, job_id, after.fence, NODE.address(), now).await.unwrap();
+    let line = Line { operation: "test".to_owned(), order_node: Address::ZERO, requester: Address::ZERO };
+    let leases = [(Waiting { job_id, work: before, line }, after)];
+    queue::lease(&mut tx, NODE.address(), &leases, expires_at, now).await.unwrap();
     tx.commit().await.unwrap();
 }
 

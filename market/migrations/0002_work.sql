@@ -57,6 +57,9 @@ create table job_submission (
     order_json jsonb not null,                   -- the order as it will be opened
     spec_json  jsonb not null,
     priority   integer not null check (priority between 0 and 1000),
+    not_before timestamptz,                      -- no node is given it earlier
+    min_reputation smallint not null default 0 check (min_reputation between 0 and 100),
+    min_stake  amount not null default 0,        -- in wei; nodes with less are not given it
     created_at timestamptz not null
 );
 create index job_submission_requester on job_submission (requester, created_at);
@@ -81,6 +84,9 @@ create table signed_order (
     params       text not null,
     signature    bytea not null,                 -- the requester's, over the order
     priority     integer not null check (priority between 0 and 1000),
+    not_before   timestamptz,                    -- no node is given it earlier
+    min_reputation smallint not null default 0 check (min_reputation between 0 and 100),
+    min_stake    amount not null default 0,      -- in wei; nodes with less are not given it
     created_at   timestamptz not null,
     withdrawn_at timestamptz,                    -- the requester took it back before any node had it
     closed_at    timestamptz                     -- it binds nothing any more, for good: see order_promise
@@ -109,7 +115,9 @@ create table job_work (
     job_id           bytes32 primary key,
     state            text not null check (state in ('queued', 'leased', 'completed', 'failed')),
     fence            bigint not null check (fence >= 0),      -- grows with every lease; a stale one is refused
-    attempts         integer not null check (attempts >= 0),  -- leases that ended without completion
+    attempts         integer not null check (attempts >= 0),  -- leases that ended without completion, since it was redriven
+    forgiven_fence   bigint not null default 0 check (forgiven_fence between 0 and fence),  -- leases up to it count no more:
+                                                 -- the requester had the job tried again
     node             address,                    -- holder of the lease, or who completed
     leased_at        timestamptz,
     lease_expires_at timestamptz,
@@ -122,6 +130,38 @@ create table job_work (
 );
 create index job_work_leases on job_work (lease_expires_at) where state = 'leased';
 create index job_work_node on job_work (node) where state = 'leased';
+
+-- Jobs that wait for a node, as a claim looks for them: an index over `open_order` and `job_work`. Nobody writes it; triggers keep
+-- it (0004) in whoever's transaction changes an order or its work. A claim locks the row it takes. That a row is here says that
+-- the job can be looked at, not that it may be given out.
+create table job_queue (
+    job_id         bytes32 primary key,
+    operation      text not null,
+    order_node     address not null,             -- node the order names; zero if open
+    requester      address not null,
+    score          bigint not null,              -- place in the requester's line: enqueue time in ms less priority, or later
+                                                 -- the end of a pause
+    ready_at       timestamptz not null,         -- end of the pause or delay; -infinity without one
+    deadline       timestamptz not null,
+    token          address not null,
+    max_price      amount not null,
+    min_reputation smallint not null,
+    min_stake      amount not null
+);
+-- A line per operation, node and requester; claims go from line to line in turn.
+create index job_queue_line on job_queue (operation, order_node, requester, score, job_id);
+create index job_queue_deadline on job_queue (deadline);
+create index job_queue_reputation on job_queue (job_id) where min_reputation > 0;
+
+-- When a line was last served. Written by claims, and not waited for: two at once may take turns in the same moment.
+create table queue_turn (
+    operation  text not null,
+    order_node address not null,
+    requester  address not null,
+    served_at  timestamptz not null,
+    primary key (operation, order_node, requester)
+) with (fillfactor = 50);
+create index queue_turn_served on queue_turn (served_at);
 
 -- Every lease there ever was.
 create table job_attempt (
@@ -173,6 +213,16 @@ create table node_profile (
     operations          text[] not null,
     registered_at       timestamptz not null,
     last_heartbeat_at   timestamptz not null
+);
+
+-- The least that a node does an operation for. An operation with a price is done only for the tokens that have one; one without
+-- for any price in any token.
+create table node_price (
+    node      address not null,
+    operation text not null,
+    token     address not null,
+    min_price amount not null,
+    primary key (node, operation, token)
 );
 
 -- As chain_outbox, for changes that the API made.

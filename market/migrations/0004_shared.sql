@@ -87,6 +87,8 @@ create view open_order as
 select
     e.job_id, 'opened' as rail, e.requester, e.token, e.order_node, e.assigner, e.deadline, e.nonce, e.input_cid,
     e.operation, e.spec_valid, e.opened_at as enqueued_at, coalesce(s.priority, 100) as priority, e.cancel_at,
+    e.max_price, s.not_before, coalesce(s.min_reputation, 0::smallint) as min_reputation,
+    coalesce(s.min_stake, 0)::amount as min_stake,
     -- Its block is as deep as its price asks. The depth is worked out only for what is not final.
     e.opened_block <= l.final_number
         or coalesce(l.block_number - e.opened_block >= confirmation_depth(e.token, e.max_price), false) as is_confirmed
@@ -98,10 +100,78 @@ union all
 select
     g.job_id, 'signed', g.requester, g.token, g.order_node, g.assigner, g.deadline, g.nonce, g.input_cid,
     g.operation, true, g.created_at, g.priority,
-    (select e.cancel_at from escrow_job e where e.job_id = g.job_id), true
+    (select e.cancel_at from escrow_job e where e.job_id = g.job_id), g.max_price, g.not_before, g.min_reputation,
+    g.min_stake, true
 from signed_order g
 where g.closed_at is null and g.withdrawn_at is null
     and not exists (select from escrow_job e where e.job_id = g.job_id and e.state <> 'none');
+
+-- Puts those of the jobs that wait for a node into job_queue, or mends their rows. A point of priority is worth a second
+-- (market::redis::keys::PRIORITY_BOOST_MS). Claims that wait are woken.
+create function queue_put(ids bytea[]) returns void language plpgsql as $$
+begin
+    insert into job_queue (job_id, operation, order_node, requester, score, ready_at, deadline, token, max_price, min_reputation,
+        min_stake)
+    select
+        e.job_id, e.operation, e.order_node, e.requester,
+        greatest(
+            floor(extract(epoch from e.enqueued_at) * 1000)::bigint - (e.priority - 100) * 1000,
+            floor(extract(epoch from greatest(w.not_before, e.not_before)) * 1000)::bigint
+        ),
+        coalesce(greatest(w.not_before, e.not_before), '-infinity'), e.deadline, e.token, e.max_price, e.min_reputation,
+        e.min_stake
+    from open_order e
+    left join job_work w on w.job_id = e.job_id
+    where e.job_id = any(ids) and e.spec_valid and (w.job_id is null or w.state = 'queued')
+    order by e.job_id
+    on conflict (job_id) do update set
+        operation = excluded.operation, order_node = excluded.order_node, requester = excluded.requester,
+        score = excluded.score, ready_at = excluded.ready_at, deadline = excluded.deadline, token = excluded.token,
+        max_price = excluded.max_price, min_reputation = excluded.min_reputation, min_stake = excluded.min_stake;
+    if found then
+        perform pg_notify('littoral_job_queued', '');
+    end if;
+end $$;
+
+-- Takes those of the jobs out of job_queue on which nothing can be settled any more, and puts in those on which something can.
+create function queue_follow_order() returns trigger language plpgsql as $$
+declare
+    ids bytea[];
+begin
+    if tg_op = 'DELETE' then
+        ids := array(select o.job_id from gone o);
+    else
+        ids := array(select c.job_id from changed c);
+    end if;
+    if tg_op <> 'INSERT' or tg_table_name <> 'signed_order' then
+        delete from job_queue q
+        where q.job_id = any(ids) and not exists (select from open_order e where e.job_id = q.job_id);
+    end if;
+    perform queue_put(ids);
+    return null;
+end $$;
+
+create function queue_follow_work() returns trigger language plpgsql as $$
+begin
+    delete from job_queue q using changed c where q.job_id = c.job_id and c.state <> 'queued';
+    perform queue_put(array(select c.job_id from changed c where c.state = 'queued'));
+    return null;
+end $$;
+
+create trigger queue_on_insert after insert on escrow_job
+    referencing new table as changed for each statement execute function queue_follow_order();
+create trigger queue_on_update after update on escrow_job
+    referencing new table as changed for each statement execute function queue_follow_order();
+create trigger queue_on_delete after delete on escrow_job
+    referencing old table as gone for each statement execute function queue_follow_order();
+create trigger queue_on_insert after insert on signed_order
+    referencing new table as changed for each statement execute function queue_follow_order();
+create trigger queue_on_update after update on signed_order
+    referencing new table as changed for each statement execute function queue_follow_order();
+create trigger queue_on_insert after insert on job_work
+    referencing new table as changed for each statement execute function queue_follow_work();
+create trigger queue_on_update after update on job_work
+    referencing new table as changed for each statement execute function queue_follow_work();
 
 -- Signed orders that bind their requester's deposit: what was promised and is neither paid nor void. What a result locked in
 -- its challenge window has left the deposit already. `amount` is what the result asks, before that the most it may ask.
@@ -204,6 +274,9 @@ select
     ) as deadline,
     s.order_json, s.spec_json, s.created_at as announced_at,
     coalesce(g.priority, s.priority, 100) as priority,
+    coalesce(g.not_before, s.not_before) as delayed_until,
+    coalesce(g.min_reputation, s.min_reputation, 0::smallint) as min_reputation,
+    coalesce(g.min_stake, s.min_stake, 0)::amount as min_stake,
     -- On the chain.
     case when o.rail = 'signed' and (e.state is null or e.state = 'none') then 'open' else e.state end as escrow_state,
     e.opened_block, e.opened_tx, e.opened_at, e.cancel_at,

@@ -22,6 +22,7 @@ mod numeric;
 pub mod order;
 pub mod outbox;
 pub mod projection;
+pub mod queue;
 pub mod registry;
 pub mod session;
 pub mod settlement;

@@ -64,8 +64,10 @@ pub enum WorkState {
 pub struct Work {
     /// Fence of the latest lease; zero before the first.
     pub fence: Fence,
-    /// Leases that ended without completion.
+    /// Leases that ended without completion, since the job was last redriven.
     pub attempts: i32,
+    /// Leases up to this one count no more: the requester had the job tried again.
+    pub forgiven: Fence,
     /// Where it stands.
     pub state: WorkState,
 }
@@ -85,6 +87,9 @@ pub enum WorkError {
     /// No one holds it.
     #[error("the job is not held by any node")]
     NotLeased,
+    /// It has not failed.
+    #[error("the job has not failed")]
+    NotFailed,
     /// The fence is of an earlier lease.
     #[error("fence {given} is stale: the current one is {current}")]
     StaleFence {
@@ -100,7 +105,7 @@ pub enum WorkError {
 
 impl Default for Work {
     fn default() -> Self {
-        Self { fence: Fence(0), attempts: 0, state: WorkState::Queued { not_before: None } }
+        Self { fence: Fence(0), attempts: 0, forgiven: Fence(0), state: WorkState::Queued { not_before: None } }
     }
 }
 
@@ -110,8 +115,8 @@ impl Work {
         match self.state {
             WorkState::Queued { not_before } if not_before.is_none_or(|from| from <= now) => Ok(Self {
                 fence: Fence(self.fence.0 + 1),
-                attempts: self.attempts,
                 state: WorkState::Leased { node, since: now, expires_at: now + lease },
+                ..self.clone()
             }),
             WorkState::Queued { .. } | WorkState::Leased { .. } => Err(WorkError::NotClaimable),
             WorkState::Completed { .. } => Err(WorkError::Ended("completed")),
@@ -133,18 +138,33 @@ impl Work {
     }
 
     /// The holder gives up: for good if all `tries` are used or the named node says that no other one can succeed
-    /// (`retryable` is false), otherwise back to the queue after a pause that doubles with each attempt.
+    /// (`retryable` is false), otherwise back to the queue after a pause that doubles with each attempt. `draw` is chance:
+    /// it spreads the pauses of many that failed at once.
     pub fn fail(
         &self,
         node: Address,
         fence: Fence,
         retryable: bool,
         tries: Tries,
+        draw: u32,
         now: DateTime<Utc>,
     ) -> Result<Self, WorkError> {
         self.held_by(node, fence, now)?;
         let impossible = !retryable && tries == Tries::Named;
-        Ok(self.lost(impossible, tries, Some(now + retry_pause(self.attempts + 1))))
+        Ok(self.lost(impossible, tries, Some(now + retry_pause(self.attempts + 1, draw))))
+    }
+
+    /// A job that failed is tried again from the start: what was tried before counts no more.
+    pub fn redrive(&self) -> Result<Self, WorkError> {
+        match self.state {
+            WorkState::Failed => Ok(Self {
+                attempts: 0,
+                forgiven: self.fence,
+                state: WorkState::Queued { not_before: None },
+                ..self.clone()
+            }),
+            _ => Err(WorkError::NotFailed),
+        }
     }
 
     /// The work as it is at `now`: an expired lease is back in the queue, or the job has failed if that used up its `tries`.
@@ -184,9 +204,10 @@ impl Work {
     }
 }
 
-/// Seconds 2, 4, 8, … of pause after the `attempts`-th failure.
-fn retry_pause(attempts: i32) -> TimeDelta {
-    TimeDelta::seconds(1 << attempts.clamp(0, 10))
+/// The pause after the `attempts`-th failure: between half and all of 2, 4, 8, … seconds, as `draw` has it.
+fn retry_pause(attempts: i32, draw: u32) -> TimeDelta {
+    let half_ms = 500_i64 << attempts.clamp(0, 10);
+    TimeDelta::milliseconds(half_ms + half_ms * i64::from(draw) / i64::from(u32::MAX))
 }
 
 /// What people see of a job.
@@ -361,13 +382,36 @@ mod tests {
         let mut now = at(0);
         for attempt in 1..MAX_ATTEMPTS {
             work = work.claim(node(1), now, LEASE).unwrap();
-            work = work.fail(node(1), work.fence, true, Tries::Named, now).unwrap();
-            assert_eq!(work.state, WorkState::Queued { not_before: Some(now + retry_pause(attempt)) });
+            work = work.fail(node(1), work.fence, true, Tries::Named, u32::MAX, now).unwrap();
+            let pause = TimeDelta::seconds(1 << attempt);
+            assert_eq!(work.state, WorkState::Queued { not_before: Some(now + pause) });
             assert_eq!(work.claim(node(1), now, LEASE), Err(WorkError::NotClaimable));
-            now += retry_pause(attempt);
+            now += pause;
         }
         work = work.claim(node(1), now, LEASE).unwrap();
-        assert_eq!(work.fail(node(1), work.fence, true, Tries::Named, now).unwrap().state, WorkState::Failed);
+        assert_eq!(work.fail(node(1), work.fence, true, Tries::Named, 0, now).unwrap().state, WorkState::Failed);
+    }
+
+    #[test]
+    fn pauses_spread_over_half_of_their_length_and_end() {
+        for attempts in 1..40 {
+            let (least, most) = (retry_pause(attempts, 0), retry_pause(attempts, u32::MAX));
+            assert_eq!(most, least * 2);
+            assert!((least..=most).contains(&retry_pause(attempts, 1 << 31)));
+            assert!(most <= TimeDelta::seconds(1024));
+        }
+    }
+
+    #[test]
+    fn a_redriven_job_starts_anew_under_higher_fences_and_only_a_failed_one_is() {
+        let held = Work::default().claim(node(1), at(0), LEASE).unwrap();
+        let failed = held.fail(node(1), Fence(1), false, Tries::Named, 0, at(1)).unwrap();
+        let again = failed.redrive().unwrap();
+        assert_eq!((again.attempts, again.forgiven), (0, Fence(1)));
+        assert_eq!(again.claim(node(1), at(2), LEASE).unwrap().fence, Fence(2));
+        for other in [Work::default(), held.clone(), again, held.complete(node(1), Fence(1), at(1)).unwrap()] {
+            assert_eq!(other.redrive(), Err(WorkError::NotFailed));
+        }
     }
 
     #[test]
@@ -387,7 +431,7 @@ mod tests {
     #[test]
     fn one_node_cannot_end_a_job_that_others_could_do() {
         let held = Work { attempts: 99, ..Work::default() }.claim(node(1), at(0), LEASE).unwrap();
-        let fail = |tries, retryable| held.fail(node(1), Fence(1), retryable, tries, at(1)).unwrap().state;
+        let fail = |tries, retryable| held.fail(node(1), Fence(1), retryable, tries, 0, at(1)).unwrap().state;
         for others in 0..MAX_ATTEMPTS - 1 {
             let tries = Tries::Open { others };
             assert!(matches!(fail(tries, false), WorkState::Queued { .. }));
@@ -401,7 +445,7 @@ mod tests {
     #[test]
     fn what_the_named_node_finds_impossible_has_failed() {
         let held = Work::default().claim(node(1), at(0), LEASE).unwrap();
-        let failed = held.fail(node(1), Fence(1), false, Tries::Named, at(1)).unwrap();
+        let failed = held.fail(node(1), Fence(1), false, Tries::Named, 0, at(1)).unwrap();
         assert_eq!((failed.attempts, failed.state), (1, WorkState::Failed));
     }
 
@@ -427,7 +471,7 @@ mod tests {
                 let next = match what {
                     0 => work.claim(node(who), now, LEASE),
                     1 => work.complete(node(who), Fence(fence), now),
-                    2 => work.fail(node(who), Fence(fence), true, OPEN, now),
+                    2 => work.fail(node(who), Fence(fence), true, OPEN, 0, now),
                     _ => work.renew(node(who), Fence(fence), now, LEASE),
                 };
                 if let Ok(next) = next {

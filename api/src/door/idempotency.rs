@@ -50,7 +50,9 @@ pub fn operation(method: &Method, route: &str) -> Option<&'static str> {
         "/jobs/submit" => Some("submit"),
         "/jobs/submit/bulk" => Some("submit-bulk"),
         "/jobs/{jobId}/cancel" => Some("cancel"),
+        "/jobs/{jobId}/redrive" => Some("redrive"),
         "/jobs/{jobId}/complete" => Some("complete"),
+        "/jobs/complete/bulk" => Some("complete-bulk"),
         "/vouchers" => Some("voucher"),
         _ => None,
     }

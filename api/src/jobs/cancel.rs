@@ -1,13 +1,15 @@
 //! Taking a signed order back before any node had it. Later only the chain can: a node may hold the order's signature then.
 
+use alloy::primitives::{Address, B256};
 use axum::extract::State;
+use chrono::{DateTime, Utc};
 use market::{
     clock,
     db::{
         job_view, order,
         order::Rail,
         outbox::{self, Entity, Source},
-        work,
+        queue, work,
     },
     job::{Fence, JobStatus},
 };
@@ -52,16 +54,20 @@ struct CancelBody {
     )
 )]
 async fn cancel_job(State(app): State<App>, user: SignedIn, Path(path): Path<JobPath>) -> ApiResult<Json<CancelBody>> {
-    let (job_id, now) = (path.job_id.0, clock::now());
-    let cancelled = Json(CancelBody { job_id: path.job_id, status: JobStatus::Cancelled });
+    cancel(&app, user.wallet(), path.job_id.0, clock::now()).await?;
+    Ok(Json(CancelBody { job_id: path.job_id, status: JobStatus::Cancelled }))
+}
+
+/// Takes back a signed order of `requester` at `now`. Nothing if it was taken back before.
+pub async fn cancel(app: &App, requester: Address, job_id: B256, now: DateTime<Utc>) -> ApiResult<()> {
     let mut tx = app.begin().await?;
     let job = job_view::by_id(&mut tx, job_id).await?.ok_or_else(|| not_found(job_id))?;
-    if job.order.requester != user.wallet() {
-        let detail = format!("{}, not {}, is the job's requester.", job.order.requester, user.wallet());
+    if job.order.requester != requester {
+        let detail = format!("{}, not {requester}, is the job's requester.", job.order.requester);
         return Err(ApiError::new(Code::WalletMismatch, detail));
     }
     if job.stored_status == JobStatus::Cancelled {
-        return Ok(cancelled);
+        return Ok(());
     }
     let refuse = |why: String| {
         let detail = format!("{why} Call the escrow's cancelJob on the chain: from cancelAt on no result settles.");
@@ -70,8 +76,11 @@ async fn cancel_job(State(app): State<App>, user: SignedIn, Path(path): Path<Job
     if job.rail != Some(Rail::Signed) {
         return refuse("The order is not signed for being paid from the deposit.".to_owned());
     }
-    // A claim looks whether the order is open once it has the row, so one of the two comes first.
-    work::ensure_rows(&mut tx, &[job_id], now).await?;
+    // A claim locks the job's place in the queue, so one of the two comes first. The order is locked before that, as by all who end
+    // one.
+    order::lock_signed(&mut tx, job_id).await?;
+    queue::lock_one(&mut tx, job_id).await?;
+    work::ensure_row(&mut tx, job_id, now).await?;
     match work::lock(&mut tx, job_id).await? {
         Some(work) if work.fence > Fence(0) => {
             return refuse(format!("A node has had the job, which is {}.", job.status(now)));
@@ -81,12 +90,12 @@ async fn cancel_job(State(app): State<App>, user: SignedIn, Path(path): Path<Job
     if !order::withdraw(&mut tx, job_id, user.wallet(), now).await? {
         let status = job_view::by_id(&mut tx, job_id).await?.map_or(job.stored_status, |job| job.stored_status);
         if status == JobStatus::Cancelled {
-            return Ok(cancelled);
+            return Ok(());
         }
         return refuse(format!("The job is {}.", status.at(job.deadline, now)));
     }
     outbox::append(&mut tx, Source::Work, Entity::Job(job_id), "job.cancelled", now).await?;
     tx.commit().await?;
-    tracing::info!(%job_id, requester = %user.wallet(), "order withdrawn");
-    Ok(cancelled)
+    tracing::info!(%job_id, %requester, "order withdrawn");
+    Ok(())
 }

@@ -94,6 +94,18 @@ pub(super) fn order_by_itself(app: &App, order: &Order, now: DateTime<Utc>) -> A
     Ok(())
 }
 
+/// That a delayed job can still be given out when its delay is over.
+pub(super) fn delay(app: &App, order: &Order, not_before: Option<DateTime<Utc>>) -> ApiResult<()> {
+    let Some(not_before) = not_before else { return Ok(()) };
+    let margin = app.parts.settings.deadline_margin;
+    let seconds = u64::try_from(not_before.timestamp()).unwrap_or(0);
+    if seconds.saturating_add(margin_secs(margin)) > order.deadline {
+        let detail = format!("must be at least {} seconds before the order's deadline", margin.num_seconds());
+        return Err(invalid("notBefore", detail));
+    }
+    Ok(())
+}
+
 fn margin_secs(margin: TimeDelta) -> u64 {
     u64::try_from(margin.num_seconds()).unwrap_or(0)
 }

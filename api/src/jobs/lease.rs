@@ -206,22 +206,36 @@ async fn fail_job(
     Path(path): Path<JobPath>,
     Json(request): Json<FailRequest>,
 ) -> ApiResult<Json<FailBody>> {
-    let (job_id, node, now) = (path.job_id.0, user.wallet(), clock::now());
     check_reason(&request.reason)?;
-    let mut tx = app.begin().await?;
-    let before = locked(&mut tx, job_id).await?;
-    let tries = work::tries(&mut tx, job_id, node).await?;
-    let after = before.fail(node, request.fence, request.retryable, tries, now)?;
-    let outcome = if request.retryable { Outcome::Released } else { Outcome::Failed };
-    let ended = EndedLease { job_id, node, outcome, error: Some(&request.reason) };
-    end_lease(&mut tx, &ended, &before, &after, now).await?;
-    tx.commit().await?;
-    tracing::info!(%job_id, %node, fence = request.fence.0, reason = request.reason, "node gave the job up");
+    let lease = LeaseRef { job_id: path.job_id, fence: request.fence };
+    let after = fail(&app, user.wallet(), lease, &request.reason, request.retryable, clock::now()).await?;
     let (status, not_before) = match after.state {
         WorkState::Queued { not_before } => (JobStatus::Pending, not_before),
         _ => (JobStatus::Failed, None),
     };
     Ok(Json(FailBody { job_id: path.job_id, status, attempts: after.attempts, not_before }))
+}
+
+/// Takes a job back that `node` gives up at `now`; the work on it as it then stands.
+pub async fn fail(
+    app: &App,
+    node: Address,
+    lease: LeaseRef,
+    reason: &str,
+    retryable: bool,
+    now: DateTime<Utc>,
+) -> ApiResult<Work> {
+    let job_id = lease.job_id.0;
+    let mut tx = app.begin().await?;
+    let before = locked(&mut tx, job_id).await?;
+    let tries = work::tries(&mut tx, job_id, node).await?;
+    let after = before.fail(node, lease.fence, retryable, tries, rand::random(), now)?;
+    let outcome = if retryable { Outcome::Released } else { Outcome::Failed };
+    let ended = EndedLease { job_id, node, outcome, error: Some(reason) };
+    end_lease(&mut tx, &ended, &before, &after, now).await?;
+    tx.commit().await?;
+    tracing::info!(%job_id, %node, fence = lease.fence.0, reason, "node gave the job up");
+    Ok(after)
 }
 
 fn check_reason(reason: &str) -> ApiResult<()> {

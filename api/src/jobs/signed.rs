@@ -12,7 +12,8 @@ use market::{
     db::{
         escrow,
         exposure::{self, Exposure},
-        job_view, order,
+        job_view,
+        order::{self, SignedOrder},
         outbox::{self, Entity, Source},
         voucher,
     },
@@ -35,7 +36,7 @@ use crate::{
 
 /// An order under a signature.
 #[derive(Debug)]
-pub(super) struct SignedDraft {
+pub struct SignedDraft {
     pub(super) draft: Draft,
     signature: Vec<u8>,
     /// Why it is not the signature of the requester's key; a contract wallet may take it all the same.
@@ -53,7 +54,7 @@ pub(super) fn unanswered() -> ApiError {
 
 impl SignedDraft {
     /// Recovers the signer, which takes a moment of computing.
-    pub(super) fn read(draft: Draft, signature: Vec<u8>) -> ApiResult<Self> {
+    pub fn read(draft: Draft, signature: Vec<u8>) -> ApiResult<Self> {
         if signature.len() > wallet::MAX_SIGNATURE_BYTES {
             return Err(invalid("signature", format!("must have at most {} bytes", wallet::MAX_SIGNATURE_BYTES)));
         }
@@ -64,6 +65,17 @@ impl SignedDraft {
             Err(error) => Some(error.to_string()),
         };
         Ok(Self { draft, signature, not_by_key })
+    }
+
+    fn row(&self) -> SignedOrder<'_> {
+        let Draft { job_id, order, spec, terms } = &self.draft;
+        SignedOrder { job_id: *job_id, order, spec, signature: &self.signature, terms }
+    }
+
+    /// The order's EIP-712 digest.
+    #[must_use]
+    pub fn job_id(&self) -> B256 {
+        self.draft.job_id
     }
 
     /// The contract wallet that would have to take the signature for its own, if the requester's key did not make it.
@@ -104,11 +116,7 @@ struct Session<'a> {
 
 /// Keeps each draft whose signer was checked, in one transaction; none that is refused harms another. Gives where each stands,
 /// in their order.
-pub(super) async fn keep(
-    app: &App,
-    drafts: &[SignedDraft],
-    now: DateTime<Utc>,
-) -> ApiResult<Vec<ApiResult<JobStatus>>> {
+pub async fn keep(app: &App, drafts: &[SignedDraft], now: DateTime<Utc>) -> ApiResult<Vec<ApiResult<JobStatus>>> {
     let mut tx = app.begin().await?;
     lock(&mut tx, drafts).await?;
     let ids: Vec<B256> = drafts.iter().map(|signed| signed.draft.job_id).collect();
@@ -123,14 +131,21 @@ pub(super) async fn keep(
         exposures: HashMap::new(),
         changes: Vec::new(),
     };
-    let mut answers = Vec::with_capacity(drafts.len());
+    let (mut answers, mut kept) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
     for signed in drafts {
-        match session.keep(&mut tx, signed).await {
+        let is_new = !session.known.contains_key(&signed.draft.job_id);
+        match session.accept(&mut tx, signed).await {
             // The transaction is lost, and with it what was kept before.
             Err(error) if error.code().status().is_server_error() => return Err(error),
-            answer => answers.push(answer),
+            answer => {
+                if is_new && answer.is_ok() {
+                    kept.push(signed.row());
+                }
+                answers.push(answer);
+            }
         }
     }
+    order::insert_signed_all(&mut tx, &kept, now).await?;
     outbox::append_many(&mut tx, Source::Work, &session.changes, now).await?;
     tx.commit().await?;
     let kept = u64::try_from(session.changes.len()).unwrap_or(u64::MAX);
@@ -153,9 +168,10 @@ async fn lock(db: &mut PgConnection, drafts: &[SignedDraft]) -> Result<(), sqlx:
 }
 
 impl Session<'_> {
-    async fn keep(&mut self, db: &mut PgConnection, signed: &SignedDraft) -> ApiResult<JobStatus> {
-        let SignedDraft { draft, signature, .. } = signed;
-        let Draft { job_id, order, spec, priority } = draft;
+    /// Where the job stands with this order, which is to be kept if the job is new.
+    async fn accept(&mut self, db: &mut PgConnection, signed: &SignedDraft) -> ApiResult<JobStatus> {
+        let SignedDraft { draft, .. } = signed;
+        let Draft { job_id, order, spec, .. } = draft;
         if let Some(status) = self.known.get(job_id) {
             return Ok(*status);
         }
@@ -163,7 +179,6 @@ impl Session<'_> {
         self.stored.check_nonce(db, order).await?;
         self.check_chain(*job_id)?;
         self.promise(db, order).await?;
-        order::insert_signed(db, *job_id, (order, spec), signature, *priority, self.now).await?;
         self.known.insert(*job_id, JobStatus::Pending);
         self.changes.push((Entity::Job(*job_id), "job.signed"));
         tracing::info!(%job_id, requester = %order.requester, operation = spec.operation, "order signed");
@@ -187,18 +202,25 @@ impl Session<'_> {
             Entry::Vacant(entry) => entry.insert(exposure::of(db, key.0, key.1, self.now).await?),
         };
         let (node, price) = (check::channel(order).map(|channel| channel.node), order.maxPrice.into());
-        if exposure.fits(node, price) {
-            exposure.add(node, price);
-            return Ok(());
-        }
-        Err(ApiError::insufficient_deposit(DepositFigures {
-            token: WalletAddress(order.token),
-            chain_id: self.app.parts.deployment.chain_id,
-            free: exposure.free,
-            reserved: exposure.reserved(),
-            promised: exposure.promised(),
-            available: exposure.available(),
-            required: exposure.required(node, price),
-        }))
+        check_fits(self.app, exposure, order, node)?;
+        exposure.add(node, price);
+        Ok(())
     }
+}
+
+/// That the deposit is enough for one more `order`, whose node is `node` if it names one.
+pub(super) fn check_fits(app: &App, exposure: &Exposure, order: &Order, node: Option<Address>) -> ApiResult<()> {
+    let price = order.maxPrice.into();
+    if exposure.fits(node, price) {
+        return Ok(());
+    }
+    Err(ApiError::insufficient_deposit(DepositFigures {
+        token: WalletAddress(order.token),
+        chain_id: app.parts.deployment.chain_id,
+        free: exposure.free,
+        reserved: exposure.reserved(),
+        promised: exposure.promised(),
+        available: exposure.available(),
+        required: exposure.required(node, price),
+    }))
 }

@@ -9,8 +9,9 @@ use market::{
     clock,
     db::{
         escrow, job_view,
+        order::{DEFAULT_PRIORITY, MAX_PRIORITY, Terms},
         outbox::{self, Entity, Source},
-        submission::{self, DEFAULT_PRIORITY, MAX_PRIORITY},
+        submission,
     },
     job::JobStatus,
     order::{OrderJson, SpecJson},
@@ -39,7 +40,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// An order.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct SubmitRequest {
     /// Its requester is who signed in, or a contract wallet that takes the signature for its own.
     order: OrderJson,
@@ -49,6 +50,16 @@ pub(super) struct SubmitRequest {
     #[serde(default = "default_priority")]
     #[schema(minimum = 0, maximum = 1000, default = 100)]
     priority: i32,
+    /// No node is given the job earlier; well before the order's deadline.
+    #[schema(nullable = false)]
+    not_before: Option<DateTime<Utc>>,
+    /// Nodes of less reputation are not given the job.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 100, default = 0)]
+    min_reputation: u8,
+    /// Nodes with a smaller stake, in wei, are not given the job.
+    #[serde(default)]
+    min_stake: Amount,
     /// The requester's EIP-712 signature over the order, by its key or ERC-1271: the job is then paid from the deposit.
     /// Without it the order is announced, and `openJob` has to follow.
     #[schema(nullable = false)]
@@ -71,22 +82,35 @@ struct SubmitBody {
 
 /// An order as it was handed in, not yet checked.
 #[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) job_id: B256,
-    pub(super) order: Order,
-    pub(super) spec: JobSpec,
-    pub(super) priority: i32,
+pub struct Draft {
+    /// The order's EIP-712 digest.
+    pub job_id: B256,
+    /// The order.
+    pub order: Order,
+    /// What is to be done.
+    pub spec: JobSpec,
+    /// What the requester says beside the order.
+    pub terms: Terms,
 }
 
 impl Draft {
-    /// The draft, and the signature if there is one.
+    /// As the request has it.
     pub(super) fn read(app: &App, request: &SubmitRequest) -> ApiResult<Self> {
         let order = request.order.to_order().map_err(|error| invalid("order.maxPrice", error.to_string()))?;
         if !(0..=MAX_PRIORITY).contains(&request.priority) {
             return Err(invalid("priority", format!("must be between 0 and {MAX_PRIORITY}")));
         }
+        if request.min_reputation > 100 {
+            return Err(invalid("minReputation", "must be at most 100"));
+        }
         let job_id = typed_data::job_id(&order, &app.domain);
-        Ok(Self { job_id, order, spec: JobSpec::from(&request.spec), priority: request.priority })
+        let terms = Terms {
+            priority: request.priority,
+            not_before: request.not_before,
+            min_reputation: request.min_reputation,
+            min_stake: request.min_stake,
+        };
+        Ok(Self { job_id, order, spec: JobSpec::from(&request.spec), terms })
     }
 
     /// Everything but its money and its nonce.
@@ -99,6 +123,7 @@ impl Draft {
     ) -> ApiResult<()> {
         let input = check::spec_by_itself(&self.order, &self.spec)?;
         check::order_by_itself(app, &self.order, now)?;
+        check::delay(app, &self.order, self.terms.not_before)?;
         stored.check(db, &self.order, &self.spec, input).await
     }
 }
@@ -153,8 +178,8 @@ async fn announce(
     request: &SubmitRequest,
     now: DateTime<Utc>,
 ) -> ApiResult<JobStatus> {
-    let Draft { job_id, order, spec, priority } = &draft;
-    let (job_id, priority) = (*job_id, *priority);
+    let Draft { job_id, order, spec, terms } = &draft;
+    let job_id = *job_id;
     if order.requester != user.wallet() {
         return Err(signed::wallet_mismatch(user.wallet()));
     }
@@ -164,7 +189,7 @@ async fn announce(
     }
     draft.check(app, &mut tx, &mut Stored::new(app), now).await?;
     check_deposit(&mut tx, order).await?;
-    if submission::insert(&mut tx, job_id, &request.order, &request.spec, priority, now).await? {
+    if submission::insert(&mut tx, job_id, &request.order, &request.spec, terms, now).await? {
         outbox::append(&mut tx, Source::Work, Entity::Job(job_id), "job.announced", now).await?;
     }
     tx.commit().await?;

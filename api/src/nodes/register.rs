@@ -1,10 +1,12 @@
 //! A node tells the API how much work it takes.
 
+use std::collections::HashSet;
+
 use axum::extract::State;
 use market::{
     clock,
     db::{
-        node_profile,
+        node_profile::{self, MinPrice},
         outbox::{self, Entity, Source},
     },
     fold::RegistryNode,
@@ -13,7 +15,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{NodeBody, by_address, staked};
+use super::{MinPriceBody, NodeBody, by_address, staked};
 use crate::{
     app::App,
     auth::SignedIn,
@@ -21,6 +23,9 @@ use crate::{
     extract::Json,
     wire::{HexBytes, WalletAddress},
 };
+
+/// Most prices of a node.
+const MAX_PRICES: usize = 200;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(register_node))
@@ -46,6 +51,10 @@ struct Capabilities {
     /// What it performs, from among the operations registered on the chain.
     #[schema(example = json!(["encrypt", "decrypt"]))]
     supported_operations: Vec<String>,
+    /// The least that an order must offer (`maxPrice`). An operation that is named here is done only for the tokens that it is
+    /// named with; one that is not, for any price.
+    #[serde(default)]
+    min_prices: Vec<MinPriceBody>,
 }
 
 /// Register as a node, or change what was said before
@@ -79,6 +88,8 @@ async fn register_node(
         operations: request.capabilities.supported_operations,
     };
     node_profile::save(&mut tx, node, &request.public_key.0, &profile, now).await?;
+    let prices: Vec<_> = request.capabilities.min_prices.iter().map(MinPrice::from).collect();
+    node_profile::save_prices(&mut tx, node, &prices).await?;
     outbox::append(&mut tx, Source::Work, Entity::Node(node), "node.registered", now).await?;
     let body = by_address(&app, &mut tx, node, now).await?;
     tx.commit().await?;
@@ -102,6 +113,25 @@ fn check_registration(request: &RegisterRequest, registered: &RegistryNode) -> A
     if let Some(index) = operations.iter().position(|name| !registered.operations.contains(name)) {
         let field = format!("capabilities.supportedOperations[{index}]");
         return refuse(&field, format!("is not among those on the chain: {}", registered.operations.join(", ")));
+    }
+    check_prices(&request.capabilities)
+}
+
+fn check_prices(capabilities: &Capabilities) -> ApiResult<()> {
+    let prices = &capabilities.min_prices;
+    let refuse = |field: &str, detail: &str| Err(ApiError::field(Code::InvalidField, field, detail));
+    if prices.len() > MAX_PRICES {
+        return refuse("capabilities.minPrices", "must be at most 200");
+    }
+    let mut seen = HashSet::new();
+    for (index, price) in prices.iter().enumerate() {
+        let field = |name: &str| format!("capabilities.minPrices[{index}].{name}");
+        if !capabilities.supported_operations.contains(&price.operation) {
+            return refuse(&field("operation"), "is not among supportedOperations");
+        }
+        if !seen.insert((&price.operation, price.token.0)) {
+            return refuse(&field("token"), "is named twice for this operation");
+        }
     }
     Ok(())
 }

@@ -71,7 +71,11 @@ impl Books {
         let id = chain.job_id(order);
         let mut db = self.pool.acquire().await.unwrap();
         let now = clock::now();
-        assert!(order::insert_signed(&mut db, id, (order, spec), b"signature", 100, now).await.unwrap());
+        assert!(
+            order::insert_signed(&mut db, id, (order, spec), b"signature", &order::Terms::default(), now)
+                .await
+                .unwrap()
+        );
         sqlx::query(
             "with completed as (
                  insert into job_completion (job_id, fence, node, output_cid, result_hash, price, receipt_signature,

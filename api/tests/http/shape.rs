@@ -10,7 +10,7 @@ use utoipa::openapi::HttpMethod;
 use crate::support::{Api, Reply, Wish, assigner, set_cursor};
 
 /// Every route there is. Written out, so that none comes or goes unnoticed.
-const ROUTES: [&str; 37] = [
+const ROUTES: [&str; 40] = [
     "GET /",
     "GET /api/status",
     "GET /health/live",
@@ -38,11 +38,14 @@ const ROUTES: [&str; 37] = [
     "POST /lit-compute/auth/nonce",
     "POST /lit-compute/auth/verify",
     "POST /lit-compute/jobs/claim",
+    "POST /lit-compute/jobs/claim/bulk",
+    "POST /lit-compute/jobs/complete/bulk",
     "POST /lit-compute/jobs/submit",
     "POST /lit-compute/jobs/submit/bulk",
     "POST /lit-compute/jobs/{jobId}/cancel",
     "POST /lit-compute/jobs/{jobId}/complete",
     "POST /lit-compute/jobs/{jobId}/fail",
+    "POST /lit-compute/jobs/{jobId}/redrive",
     "POST /lit-compute/jobs/{jobId}/renew",
     "POST /lit-compute/nodes/heartbeat",
     "POST /lit-compute/nodes/register",

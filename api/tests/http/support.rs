@@ -1,6 +1,10 @@
 //! A running API of a test's own, and shorthands.
 
-use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use alloy::{
     primitives::{Address, B256, keccak256},
@@ -61,10 +65,10 @@ pub struct Api {
     pub redis_url: String,
     pub client: reqwest::Client,
     pub router_description: utoipa::openapi::OpenApi,
-    pub blobs: tempfile::TempDir,
+    pub blobs: Arc<tempfile::TempDir>,
     background: JoinSet<()>,
     server: AbortHandle,
-    _database: TestDatabase,
+    database: Arc<TestDatabase>,
 }
 
 impl Drop for Api {
@@ -72,6 +76,20 @@ impl Drop for Api {
         self.server.abort();
         self.background.abort_all();
     }
+}
+
+/// An API's state, without what serves it.
+pub fn app(pool: &PgPool, redis: &Client, blobs: &tempfile::TempDir, rpc_url: &str, settings: Settings) -> App {
+    App::new(Parts {
+        pool: pool.clone(),
+        redis: redis.clone(),
+        provider: rpc::provider(&rpc_url.parse().unwrap()),
+        deployment: deployment(),
+        assigner: assigner(),
+        store: BlobStore::open(&Url::from_directory_path(blobs.path()).unwrap()).unwrap(),
+        settings,
+        metrics: METRICS.clone(),
+    })
 }
 
 /// What a test wants to be otherwise.
@@ -104,6 +122,27 @@ impl Api {
         let random = || format!("test:{}:", hex::encode(rand::random::<[u8; 8]>()));
         let prefix = wish.redis_prefix.unwrap_or_else(random);
         let redis = Client::open(&redis_url, Keys::new(prefix)).unwrap();
+        let blobs = Arc::new(tempfile::tempdir().unwrap());
+        let rpc_url = wish.rpc_url.unwrap_or_else(|| "http://127.0.0.1:9".to_owned());
+        Self::serve(pool, (redis_url, redis), blobs, Arc::new(database), &rpc_url, wish.settings).await
+    }
+
+    /// Another instance on the same database, Redis and contents.
+    pub async fn beside(&self) -> Self {
+        let redis = Client::open(&self.redis_url, self.redis.keys().clone()).unwrap();
+        let pool = db::connect(self.database.url(), 16).await.unwrap();
+        let redis = (self.redis_url.clone(), redis);
+        Self::serve(pool, redis, self.blobs.clone(), self.database.clone(), "http://127.0.0.1:9", None).await
+    }
+
+    async fn serve(
+        pool: PgPool,
+        (redis_url, redis): (String, Client),
+        blobs: Arc<tempfile::TempDir>,
+        database: Arc<TestDatabase>,
+        rpc_url: &str,
+        change: Option<fn(&mut Settings)>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut settings = Settings {
@@ -113,21 +152,10 @@ impl Api {
             limits: Limits { users: None, nodes: None, readers: None },
             ..Settings::default()
         };
-        if let Some(change) = wish.settings {
+        if let Some(change) = change {
             change(&mut settings);
         }
-        let blobs = tempfile::tempdir().unwrap();
-        let closed: Url = "http://127.0.0.1:9".parse().unwrap();
-        let app = App::new(Parts {
-            pool: pool.clone(),
-            redis: redis.clone(),
-            provider: rpc::provider(&wish.rpc_url.map_or(closed, |url| url.parse().unwrap())),
-            deployment: deployment(),
-            assigner: assigner(),
-            store: BlobStore::open(&Url::from_directory_path(blobs.path()).unwrap()).unwrap(),
-            settings,
-            metrics: METRICS.clone(),
-        });
+        let app = app(&pool, &redis, &blobs, rpc_url, settings);
         let (router, router_description) = http::router(app.clone()).unwrap();
         let background = background::spawn(&app);
         let stop = app.shutdown.clone();
@@ -144,7 +172,8 @@ impl Api {
             blobs,
             background,
             server,
-            _database: database,
+            redis_url,
+            database,
         }
     }
 

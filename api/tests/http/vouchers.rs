@@ -60,7 +60,9 @@ impl Pair {
         let job_id = typed_data::job_id(&order, &deployment().domain());
         let signature = self.requester.signer.sign_hash_sync(&job_id).unwrap().as_bytes();
         let mut db = self.api.pool.acquire().await.unwrap();
-        order::insert_signed(&mut db, job_id, (&order, &spec), &signature, 100, clock::now()).await.unwrap();
+        order::insert_signed(&mut db, job_id, (&order, &spec), &signature, &order::Terms::default(), clock::now())
+            .await
+            .unwrap();
         job_id
     }
 
@@ -70,7 +72,7 @@ impl Pair {
         let now = clock::now();
         let output = ContentId::of(job_id.as_slice());
         let digest = typed_data::receipt_digest(job_id, PRICE, output.digest(), &deployment().domain());
-        work::ensure_rows(&mut db, &[job_id], now).await.unwrap();
+        work::ensure_row(&mut db, job_id, now).await.unwrap();
         let leased = Work::default().claim(self.node.address(), now, TimeDelta::minutes(1)).unwrap();
         work::save(&mut db, job_id, &Work::default(), &leased, None, now).await.unwrap();
         let completed = leased.complete(self.node.address(), leased.fence, now).unwrap();

@@ -42,7 +42,10 @@ impl World {
             };
             let id = typed_data::job_id(&order, &self.domain());
             let signature = requester.signer().sign_hash_sync(&id).unwrap().as_bytes();
-            let kept = order::insert_signed(&mut db, id, (&order, &spec), &signature, 100, clock::now()).await.unwrap();
+            let kept =
+                order::insert_signed(&mut db, id, (&order, &spec), &signature, &order::Terms::default(), clock::now())
+                    .await
+                    .unwrap();
             assert!(kept);
             jobs.push(Job { id, order, node: terms.node });
         }

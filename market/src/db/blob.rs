@@ -1,5 +1,7 @@
 //! Contents that the object store holds. Writer: the API.
 
+use std::collections::HashSet;
+
 use alloy::primitives::Address;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
@@ -32,4 +34,10 @@ pub async fn size(db: &mut PgConnection, cid: ContentId) -> Result<Option<u64>, 
     let size =
         sqlx::query_scalar!("select size_bytes from blob where cid = $1", cid.to_string()).fetch_optional(db).await?;
     size.map(u64::try_from).transpose().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+/// Which of `cids` the store holds.
+pub async fn stored(db: &mut PgConnection, cids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+    let found = sqlx::query_scalar!("select cid from blob where cid = any($1)", cids).fetch_all(db).await?;
+    Ok(found.into_iter().collect())
 }

@@ -106,7 +106,7 @@ pub async fn pending(
             "cross join lateral (
                 select greatest(
                     floor(extract(epoch from coalesce(j.opened_at, j.listed_at)) * 1000)::bigint - (j.priority - 100)::bigint * $1::bigint,
-                    floor(extract(epoch from j.not_before) * 1000)::bigint
+                    floor(extract(epoch from greatest(j.not_before, j.delayed_until)) * 1000)::bigint
                 ) as score
             ) q
             where j.status = 'pending' and j.escrow_state = 'open' and j.is_confirmed and j.spec_valid and j.deadline >= $2

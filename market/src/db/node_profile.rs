@@ -4,7 +4,8 @@ use alloy::primitives::Address;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
-use super::types::DbAddress;
+use super::types::{DbAddress, DbAmount};
+use crate::Amount;
 
 /// How much work a node takes, as it said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,53 @@ pub async fn save(
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// The least that a node does an operation for, in one token's smallest unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MinPrice {
+    /// Of what.
+    pub operation: String,
+    /// Zero for the chain's native coin.
+    pub token: Address,
+    /// The order's `maxPrice` must be at least this.
+    pub amount: Amount,
+}
+
+/// Replaces the prices of `node`.
+pub async fn save_prices(db: &mut PgConnection, node: Address, prices: &[MinPrice]) -> Result<(), sqlx::Error> {
+    let operations: Vec<String> = prices.iter().map(|price| price.operation.clone()).collect();
+    let tokens: Vec<DbAddress> = prices.iter().map(|price| DbAddress(price.token)).collect();
+    let amounts: Vec<DbAmount> = prices.iter().map(|price| DbAmount(price.amount)).collect();
+    sqlx::query!("delete from node_price where node = $1", DbAddress(node) as _).execute(&mut *db).await?;
+    sqlx::query!(
+        "insert into node_price (node, operation, token, min_price)
+         select $1, p.operation, p.token, p.amount
+         from unnest($2::text[], $3::bytea[], $4::numeric[]) p (operation, token, amount)",
+        DbAddress(node) as _,
+        &operations,
+        &tokens[..] as _,
+        &amounts[..] as _
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The prices of `nodes`, by node, operation and token.
+pub async fn prices(db: &mut PgConnection, nodes: &[Address]) -> Result<Vec<(Address, MinPrice)>, sqlx::Error> {
+    let nodes: Vec<DbAddress> = nodes.iter().copied().map(DbAddress).collect();
+    let rows = sqlx::query!(
+        r#"select node as "node: DbAddress", operation, token as "token: DbAddress", min_price as "amount: DbAmount"
+           from node_price where node = any($1) order by node, operation, token"#,
+        &nodes[..] as _
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.node.0, MinPrice { operation: row.operation, token: row.token.0, amount: row.amount.0 }))
+        .collect())
 }
 
 /// Notes that `node` spoke. False if it never registered.

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 
 use super::types::{DbAddress, DbAmount, DbHash};
+use crate::Amount;
 use crate::abi::{JobSpec, Order};
 use crate::fold::time_of;
 
@@ -36,6 +37,31 @@ impl Rail {
             .into_iter()
             .find(|rail| rail.name() == name)
             .ok_or_else(|| sqlx::Error::Decode(format!("{name:?} is not a rail").into()))
+    }
+}
+
+/// Priority of a job whose requester did not choose one.
+pub const DEFAULT_PRIORITY: i32 = 100;
+/// Highest priority; the lowest is 0.
+pub const MAX_PRIORITY: i32 = 1000;
+
+/// What a requester says of its job beside the order. Not signed, and not on the chain: it tells the queue when and to whom the
+/// job may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// 0 to [`MAX_PRIORITY`].
+    pub priority: i32,
+    /// No node is given it earlier.
+    pub not_before: Option<DateTime<Utc>>,
+    /// 0 to 100; nodes with less are not given it.
+    pub min_reputation: u8,
+    /// In wei; nodes with less are not given it.
+    pub min_stake: Amount,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { priority: DEFAULT_PRIORITY, not_before: None, min_reputation: 0, min_stake: Amount::ZERO }
     }
 }
 
@@ -100,50 +126,103 @@ pub async fn is_open(db: &mut PgConnection, job_id: B256) -> Result<bool, sqlx::
         .await
 }
 
-/// From when on no result settles on the order, if its requester gave notice.
-pub async fn notice_end(db: &mut PgConnection, job_id: B256) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    let cancel_at = sqlx::query_scalar!("select cancel_at from escrow_job where job_id = $1", DbHash(job_id) as _);
-    Ok(cancel_at.fetch_optional(db).await?.flatten())
+/// On which of `ids` a result can still be settled, and from when on it cannot where the requester gave notice.
+pub async fn open_among(
+    db: &mut PgConnection,
+    ids: &[B256],
+) -> Result<BTreeMap<B256, Option<DateTime<Utc>>>, sqlx::Error> {
+    let ids: Vec<DbHash> = ids.iter().copied().map(DbHash).collect();
+    let rows = sqlx::query!(
+        r#"select job_id as "job_id!: DbHash", cancel_at from open_order where job_id = any($1::bytea[])"#,
+        &ids[..] as _
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.job_id.0, row.cancel_at)).collect())
 }
 
-/// Keeps a signed order, its deadline no later than the end of the year 9999. False, and nothing changed, if it was kept
-/// before.
+/// A signed order with all that is kept of it.
+#[derive(Debug, Clone, Copy)]
+pub struct SignedOrder<'a> {
+    /// The order's EIP-712 digest.
+    pub job_id: B256,
+    /// The order. Its deadline is kept as no later than the end of the year 9999.
+    pub order: &'a Order,
+    /// What the node is to do.
+    pub spec: &'a JobSpec,
+    /// The requester's, over the order.
+    pub signature: &'a [u8],
+    /// What the requester said beside it.
+    pub terms: &'a Terms,
+}
+
+/// Keeps a signed order. False, and nothing changed, if it was kept before.
 pub async fn insert_signed(
     db: &mut PgConnection,
     job_id: B256,
     (order, spec): (&Order, &JobSpec),
     signature: &[u8],
-    priority: i32,
+    terms: &Terms,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
+    let inserted = insert_signed_all(db, &[SignedOrder { job_id, order, spec, signature, terms }], now).await?;
+    Ok(inserted == 1)
+}
+
+/// Keeps signed orders, but for those that were kept before; how many it kept.
+pub async fn insert_signed_all(
+    db: &mut PgConnection,
+    orders: &[SignedOrder<'_>],
+    now: DateTime<Utc>,
+) -> Result<u64, sqlx::Error> {
+    fn column<'a, T>(orders: &[SignedOrder<'a>], get: impl Fn(&SignedOrder<'a>) -> T) -> Vec<T> {
+        orders.iter().map(get).collect()
+    }
     let inserted = sqlx::query!(
         "insert into signed_order (
              job_id, requester, token, max_price, order_node, assigner, spec_hash, deadline, challenge_window_secs,
-             arbiter, max_fee_bps, nonce, input_cid, operation, params, signature, priority, created_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+             arbiter, max_fee_bps, nonce, input_cid, operation, params, signature, priority, not_before, min_reputation,
+             min_stake, created_at)
+         select t.*, $21 from unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::numeric[], $5::bytea[], $6::bytea[],
+             $7::bytea[], $8::timestamptz[], $9::bigint[], $10::bytea[], $11::integer[], $12::numeric[], $13::text[],
+             $14::text[], $15::text[], $16::bytea[], $17::integer[], $18::timestamptz[], $19::smallint[],
+             $20::numeric[]) t
          on conflict do nothing",
-        DbHash(job_id) as _,
-        DbAddress(order.requester) as _,
-        DbAddress(order.token) as _,
-        DbAmount::from(order.maxPrice) as _,
-        DbAddress(order.node) as _,
-        DbAddress(order.assigner) as _,
-        DbHash(order.specHash) as _,
-        time_of(order.deadline),
-        i64::from(order.challengeWindow),
-        DbAddress(order.arbiter) as _,
-        i32::from(order.maxFeeBps),
-        DbAmount::from(u128::from(order.nonce)) as _,
-        spec.inputCID,
-        spec.operation,
-        spec.params,
-        signature,
-        priority,
+        &column(orders, |o| DbHash(o.job_id)) as _,
+        &column(orders, |o| DbAddress(o.order.requester)) as _,
+        &column(orders, |o| DbAddress(o.order.token)) as _,
+        &column(orders, |o| DbAmount::from(o.order.maxPrice)) as _,
+        &column(orders, |o| DbAddress(o.order.node)) as _,
+        &column(orders, |o| DbAddress(o.order.assigner)) as _,
+        &column(orders, |o| DbHash(o.order.specHash)) as _,
+        &column(orders, |o| time_of(o.order.deadline)),
+        &column(orders, |o| i64::from(o.order.challengeWindow)),
+        &column(orders, |o| DbAddress(o.order.arbiter)) as _,
+        &column(orders, |o| i32::from(o.order.maxFeeBps)),
+        &column(orders, |o| DbAmount::from(u128::from(o.order.nonce))) as _,
+        &column(orders, |o| o.spec.inputCID.clone()),
+        &column(orders, |o| o.spec.operation.clone()),
+        &column(orders, |o| o.spec.params.clone()),
+        &column(orders, |o| o.signature.to_vec()),
+        &column(orders, |o| o.terms.priority),
+        &column(orders, |o| o.terms.not_before) as _,
+        &column(orders, |o| i16::from(o.terms.min_reputation)),
+        &column(orders, |o| DbAmount(o.terms.min_stake)) as _,
         now
     )
     .execute(db)
     .await?;
-    Ok(inserted.rows_affected() == 1)
+    Ok(inserted.rows_affected())
+}
+
+/// Locks a signed order, if it is one, until the transaction ends.
+pub async fn lock_signed(db: &mut PgConnection, job_id: B256) -> Result<(), sqlx::Error> {
+    let row = sqlx::query_scalar!(
+        r#"select true as "locked!" from signed_order where job_id = $1 for update"#,
+        DbHash(job_id) as _
+    );
+    row.fetch_optional(db).await?;
+    Ok(())
 }
 
 /// Takes a signed order of `requester` back, if a result could still be settled on it and the chain knows nothing of it. False,

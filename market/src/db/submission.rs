@@ -5,13 +5,9 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
-use super::types::{DbAddress, DbHash};
+use super::order::Terms;
+use super::types::{DbAddress, DbAmount, DbHash};
 use crate::order::{OrderJson, SpecJson};
-
-/// Priority of a job whose requester did not choose one.
-pub const DEFAULT_PRIORITY: i32 = 100;
-/// Highest priority; the lowest is 0.
-pub const MAX_PRIORITY: i32 = 1000;
 
 /// Keeps an announced order. False, and nothing changed, if it was announced before.
 pub async fn insert(
@@ -19,17 +15,20 @@ pub async fn insert(
     job_id: B256,
     order: &OrderJson,
     spec: &SpecJson,
-    priority: i32,
+    terms: &Terms,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
     let inserted = sqlx::query!(
-        "insert into job_submission (job_id, requester, order_json, spec_json, priority, created_at)
-         values ($1, $2, $3, $4, $5, $6) on conflict do nothing",
+        "insert into job_submission (job_id, requester, order_json, spec_json, priority, not_before, min_reputation, min_stake, created_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
         DbHash(job_id) as _,
         DbAddress(order.requester) as _,
         Json(order) as _,
         Json(spec) as _,
-        priority,
+        terms.priority,
+        terms.not_before,
+        i16::from(terms.min_reputation),
+        DbAmount(terms.min_stake) as _,
         now
     )
     .execute(db)
@@ -44,7 +43,7 @@ pub async fn is_offered(db: &mut PgConnection, operation: &str, min_stake: crate
             select from registry_node where stake >= $2 and $1 = any(operations)
         ) as "offered!""#,
         operation,
-        super::types::DbAmount(min_stake) as _
+        DbAmount(min_stake) as _
     )
     .fetch_one(db)
     .await

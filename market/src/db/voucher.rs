@@ -49,9 +49,24 @@ pub struct Signed {
 
 /// Makes others who change what is owed on the channel wait until the transaction ends.
 pub async fn lock(db: &mut PgConnection, channel: Channel) -> Result<(), sqlx::Error> {
-    let name = [channel.requester, channel.node, channel.token].map(|part| part.0.0).concat();
-    sqlx::query!("select pg_advisory_xact_lock(hashtextextended(encode($1, 'hex'), 7))", name).execute(db).await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtextextended(encode($1, 'hex'), 7))", name_of(channel))
+        .execute(db)
+        .await?;
     Ok(())
+}
+
+/// As [`lock`], without waiting; false if another transaction has it.
+pub async fn try_lock(db: &mut PgConnection, channel: Channel) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select pg_try_advisory_xact_lock(hashtextextended(encode($1, 'hex'), 7)) as "locked!""#,
+        name_of(channel)
+    )
+    .fetch_one(db)
+    .await
+}
+
+fn name_of(channel: Channel) -> Vec<u8> {
+    [channel.requester, channel.node, channel.token].map(|part| part.0.0).concat()
 }
 
 /// Keeps a voucher. False, and nothing changed, if it was kept before.

@@ -3,7 +3,7 @@
 
 mod completion;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
@@ -13,33 +13,15 @@ use sqlx::postgres::{PgConnection, PgListener};
 use super::outbox::Source;
 use super::types::{DbAddress, DbHash};
 use crate::job::{Fence, Tries, Work, WorkState};
-use crate::redis::keys::PRIORITY_BOOST_MS;
 
-pub use completion::{Completion, Payment, completion, insert_completion, payments};
+pub use completion::{
+    Completion, Payment, completion, completions, end_completed, insert_completion, insert_completions, payments,
+};
 
-/// The Postgres channel that is notified when a job went back to the queue.
-const REQUEUED: &str = "littoral_job_requeued";
-/// Open jobs that are looked at, oldest first, to find the first ones of the queue.
-const QUEUE_WINDOW: i64 = 1000;
-/// How often one node is given the same open order's job: after a crash again, but not so often that others wait for it.
-const NODE_ATTEMPTS: i64 = 3;
+/// The Postgres channel that is notified when a job came into `job_queue`, by the triggers that keep it.
+const QUEUED: &str = "littoral_job_queued";
 /// Characters that are kept of a node's reason for giving up.
 const ERROR_CHARS: usize = 1000;
-
-/// What a node can be given.
-#[derive(Debug, Clone)]
-pub struct Worker {
-    /// The operator's address.
-    pub node: Address,
-    /// What it performs.
-    pub operations: Vec<String>,
-    /// The assigner whose open orders it can be bound to.
-    pub assigner: Address,
-    /// Jobs with an earlier deadline are not given out.
-    pub deadline_from: DateTime<Utc>,
-    /// Requesters and tokens whose signed orders are not given out: their deposit is not enough for what they promised.
-    pub unfunded: Vec<(Address, Address)>,
-}
 
 /// A lease that a node holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +39,6 @@ pub struct Held {
 /// How a lease ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// With a result.
-    Completed,
     /// The node gave the job back: another try, even its own, may succeed.
     Released,
     /// The node cannot do it.
@@ -70,7 +50,6 @@ pub enum Outcome {
 impl Outcome {
     fn name(self) -> &'static str {
         match self {
-            Self::Completed => "completed",
             Self::Released => "released",
             Self::Failed => "failed",
             Self::Expired => "expired",
@@ -83,6 +62,7 @@ struct Row {
     state: String,
     fence: i64,
     attempts: i32,
+    forgiven_fence: i64,
     node: Option<DbAddress>,
     leased_at: Option<DateTime<Utc>>,
     lease_expires_at: Option<DateTime<Utc>>,
@@ -99,92 +79,20 @@ impl Row {
             ("failed", ..) => WorkState::Failed,
             (other, ..) => return Err(sqlx::Error::Decode(format!("{other:?} is not a whole job_work").into())),
         };
-        Ok((self.job_id.0, Work { fence: Fence(self.fence), attempts: self.attempts, state }))
+        Ok((
+            self.job_id.0,
+            Work { fence: Fence(self.fence), attempts: self.attempts, forgiven: Fence(self.forgiven_fence), state },
+        ))
     }
 }
 
-/// A query over `open_order e` and `job_work w`, narrowed to what a [`Worker`] can be given at a moment. An open order's job
-/// is not given again to a node that could not do it; one whose input is not stored here waits until it is.
-macro_rules! claimable {
-    ($what:ident!($($ty:ty,)? $select:literal, $rest:literal), $worker:expr, $now:expr, $($arg:expr),*) => {
-        sqlx::$what!(
-            $($ty,)?
-            $select + "
-             where e.spec_valid and e.is_confirmed and e.cancel_at is null and e.deadline >= $1 and e.operation = any($2)
-                 and (e.order_node = $3 or (e.order_node = $4 and e.assigner = $5 and not exists (
-                     select from job_attempt a where a.job_id = e.job_id and a.node = $3 and a.outcome is not null
-                     having bool_or(a.outcome = 'failed') or count(*) >= $7
-                 )))
-                 and exists (select from blob b where b.cid = e.input_cid)
-                 and (e.rail = 'opened' or not exists (
-                     -- A voucher that the node has, or has redeemed, pays for this order: it would get nothing more.
-                     select from voucher v
-                     where v.requester = e.requester and v.node = $3 and v.token = e.token and v.covered_nonce >= e.nonce
-                     union all
-                     select from escrow_channel h
-                     where h.requester = e.requester and h.node = $3 and h.token = e.token and h.covered_nonce >= e.nonce
-                     union all
-                     select from unnest($8::bytea[], $9::bytea[]) as u (requester, token)
-                     where u.requester = e.requester and u.token = e.token
-                 ))
-                 and (w.job_id is null or (w.state = 'queued' and (w.not_before is null or w.not_before <= $6)))
-            " + $rest,
-            $worker.deadline_from,
-            &$worker.operations,
-            DbAddress($worker.node) as _,
-            DbAddress(Address::ZERO) as _,
-            DbAddress($worker.assigner) as _,
-            $now,
-            NODE_ATTEMPTS,
-            &$worker.unfunded.iter().map(|(requester, _)| DbAddress(*requester)).collect::<Vec<_>>() as _,
-            &$worker.unfunded.iter().map(|(_, token)| DbAddress(*token)).collect::<Vec<_>>() as _,
-            $($arg),*
-        )
-    };
-}
-
-/// Jobs that `worker` can be given, in the order of the queue, at most `limit`. Looks at the oldest thousand, so that a
-/// long queue does not make it slow: priorities count among those.
-pub async fn candidates(
-    db: &mut PgConnection,
-    worker: &Worker,
-    limit: i64,
-    now: DateTime<Utc>,
-) -> Result<Vec<B256>, sqlx::Error> {
-    let ids = claimable!(
-        query_scalar!(
-            r#"select q.job_id as "job_id!: DbHash" from (
-                select e.job_id,
-                    floor(extract(epoch from e.enqueued_at) * 1000)::bigint
-                        - (e.priority - 100)::bigint * $10::bigint as score
-                from open_order e
-                left join job_work w on w.job_id = e.job_id"#,
-            "order by e.enqueued_at, e.job_id limit $11
-            ) q
-            order by q.score, q.job_id limit $12"
-        ),
-        worker,
-        now,
-        PRIORITY_BOOST_MS,
-        QUEUE_WINDOW,
-        limit
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(ids.into_iter().map(B256::from).collect())
-}
-
-/// Gives jobs that were never claimed a row to be locked, if they are in the escrow. In order of id, so that two of these
-/// cannot wait for each other.
-pub async fn ensure_rows(db: &mut PgConnection, job_ids: &[B256], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
+/// Gives a job that was never claimed a row to be locked, if something can be settled on it.
+pub async fn ensure_row(db: &mut PgConnection, job_id: B256, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into job_work (job_id, state, fence, attempts, updated_at)
-         select e.job_id, 'queued', 0, 0, $2 from open_order e
-         where e.job_id = any($1) and not exists (select from job_work w where w.job_id = e.job_id)
-         order by e.job_id
+         select e.job_id, 'queued', 0, 0, $2 from open_order e where e.job_id = $1
          on conflict do nothing",
-        &ids[..] as _,
+        DbHash(job_id) as _,
         now
     )
     .execute(db)
@@ -192,39 +100,12 @@ pub async fn ensure_rows(db: &mut PgConnection, job_ids: &[B256], now: DateTime<
     Ok(())
 }
 
-/// Locks the first of `job_ids` that `worker` can be given and no other transaction has locked.
-pub async fn lock_first(
-    db: &mut PgConnection,
-    job_ids: &[B256],
-    worker: &Worker,
-    now: DateTime<Utc>,
-) -> Result<Option<(B256, Work)>, sqlx::Error> {
-    let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
-    claimable!(
-        query_as!(
-            Row,
-            r#"select w.job_id as "job_id: DbHash", w.state, w.fence, w.attempts, w.node as "node?: DbAddress",
-                w.leased_at, w.lease_expires_at, w.not_before
-            from open_order e join job_work w on w.job_id = e.job_id"#,
-            "and e.job_id = any($10::bytea[])
-            order by array_position($10::bytea[], e.job_id::bytea) limit 1 for update of w skip locked"
-        ),
-        worker,
-        now,
-        &ids[..] as _
-    )
-    .fetch_optional(db)
-    .await?
-    .map(Row::read)
-    .transpose()
-}
-
 /// The work on a job, locked until the transaction ends; nothing if no node ever claimed it.
 pub async fn lock(db: &mut PgConnection, job_id: B256) -> Result<Option<Work>, sqlx::Error> {
     let row = sqlx::query_as!(
         Row,
-        r#"select job_id as "job_id: DbHash", state, fence, attempts, node as "node?: DbAddress", leased_at,
-            lease_expires_at, not_before
+        r#"select job_id as "job_id: DbHash", state, fence, attempts, forgiven_fence,
+            node as "node?: DbAddress", leased_at, lease_expires_at, not_before
         from job_work where job_id = $1 for update"#,
         DbHash(job_id) as _
     )
@@ -233,12 +114,29 @@ pub async fn lock(db: &mut PgConnection, job_id: B256) -> Result<Option<Work>, s
     Ok(row.map(Row::read).transpose()?.map(|(_, work)| work))
 }
 
+/// The work on those of `job_ids` that some node had, locked until the transaction ends, in order of id, so that two of these
+/// cannot wait for each other.
+pub async fn lock_all(db: &mut PgConnection, job_ids: &[B256]) -> Result<HashMap<B256, Work>, sqlx::Error> {
+    let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select job_id as "job_id: DbHash", state, fence, attempts, forgiven_fence,
+            node as "node?: DbAddress", leased_at, lease_expires_at, not_before
+        from job_work where job_id = any($1::bytea[]) order by job_id for update"#,
+        &ids[..] as _
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(Row::read).collect()
+}
+
 /// Whose failures end the job that `holder` has a lease of.
 pub async fn tries(db: &mut PgConnection, job_id: B256, holder: Address) -> Result<Tries, sqlx::Error> {
     let row = sqlx::query!(
         r#"select exists (select from job_order e where e.job_id = $1 and e.order_node <> $3) as "named!",
             (select count(distinct a.node)::integer from job_attempt a
-             where a.job_id = $1 and a.node <> $2 and a.outcome is not null) as "others!""#,
+             where a.job_id = $1 and a.node <> $2 and a.outcome is not null and a.fence > coalesce(
+                 (select w.forgiven_fence from job_work w where w.job_id = $1), 0)) as "others!""#,
         DbHash(job_id) as _,
         DbAddress(holder) as _,
         DbAddress(Address::ZERO) as _
@@ -256,8 +154,8 @@ pub async fn lock_expired(
 ) -> Result<Vec<(B256, Work)>, sqlx::Error> {
     sqlx::query_as!(
         Row,
-        r#"select job_id as "job_id: DbHash", state, fence, attempts, node as "node?: DbAddress", leased_at,
-            lease_expires_at, not_before
+        r#"select job_id as "job_id: DbHash", state, fence, attempts, forgiven_fence,
+            node as "node?: DbAddress", leased_at, lease_expires_at, not_before
         from job_work where state = 'leased' and lease_expires_at <= $1
         order by lease_expires_at limit $2 for update skip locked"#,
         now,
@@ -313,7 +211,7 @@ pub async fn save(
     let error = error.map(|text| text.chars().take(ERROR_CHARS).collect::<String>());
     let saved = sqlx::query!(
         "update job_work set state = $4, fence = $5, attempts = $6, node = $7, leased_at = $8, lease_expires_at = $9,
-             not_before = $10, last_error = coalesce($11, last_error), updated_at = $12
+             not_before = $10, last_error = coalesce($11, last_error), updated_at = $12, forgiven_fence = $13
          where job_id = $1 and fence = $2 and state = $3",
         DbHash(job_id) as _,
         before.fence.0,
@@ -326,17 +224,12 @@ pub async fn save(
         lease_expires_at,
         not_before,
         error,
-        now
+        now,
+        after.forgiven.0
     )
-    .execute(&mut *db)
+    .execute(db)
     .await?;
-    if saved.rows_affected() != 1 {
-        return Err(sqlx::Error::RowNotFound);
-    }
-    if matches!(after.state, WorkState::Queued { .. }) {
-        sqlx::query!("select pg_notify($1, '')", REQUEUED).execute(db).await?;
-    }
-    Ok(())
+    if saved.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
 }
 
 fn state_name(state: &WorkState) -> &'static str {
@@ -346,26 +239,6 @@ fn state_name(state: &WorkState) -> &'static str {
         WorkState::Completed { .. } => "completed",
         WorkState::Failed => "failed",
     }
-}
-
-/// Notes that a lease began.
-pub async fn begin_attempt(
-    db: &mut PgConnection,
-    job_id: B256,
-    fence: Fence,
-    node: Address,
-    now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "insert into job_attempt (job_id, fence, node, leased_at) values ($1, $2, $3, $4)",
-        DbHash(job_id) as _,
-        fence.0,
-        DbAddress(node) as _,
-        now
-    )
-    .execute(db)
-    .await?;
-    Ok(())
 }
 
 /// Notes how a lease ended.
@@ -396,7 +269,7 @@ pub async fn end_attempt(
 /// the queue. It reconnects by itself; what happens meanwhile is not heard, so listeners look for themselves now and then.
 pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all([Source::Chain.channel(), REQUEUED]).await?;
+    listener.listen_all([Source::Chain.channel(), QUEUED]).await?;
     Ok(listener)
 }
 

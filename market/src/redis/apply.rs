@@ -20,6 +20,7 @@ use sqlx::postgres::PgConnection;
 use super::client::{Client, RedisError};
 use super::keys::VERSION_TTL_SECS;
 use super::plan::{self, Event};
+use crate::db::job_view::JobView;
 use crate::db::outbox::{Entity, Source};
 use crate::db::{job_view, node_view, projection};
 
@@ -110,22 +111,50 @@ pub(super) async fn project_batch(
     let node_views: HashMap<Address, _> =
         node_view::by_addresses(tx, &nodes).await?.into_iter().map(|view| (view.node, view)).collect();
 
+    let mut entities = Vec::with_capacity(changes.len());
+    for (entity, events) in changes {
+        entities.push(match entity {
+            Entity::Job(id) => {
+                let plan = plan::job(*id, job_views.get(id), events, redis.keys(), now);
+                ("job", id.to_string(), plan::json(&plan))
+            }
+            Entity::Node(node) => {
+                let plan = plan::node(*node, node_views.get(node), events, redis.keys(), now);
+                ("node", node.to_checksum(None), plan::json(&plan))
+            }
+        });
+    }
+    Ok(send(redis, source, place, version, &entities).await?)
+}
+
+/// Applies snapshots of jobs as [`project`] does, with no database behind them: `version` says which are later. For measuring what
+/// Redis has to do.
+pub async fn show(redis: &Client, version: i64, jobs: &[JobView], now: DateTime<Utc>) -> Result<(), RedisError> {
+    let entities: Vec<_> = jobs
+        .iter()
+        .map(|view| {
+            let plan = plan::job(view.job_id, Some(view), &[], redis.keys(), now);
+            ("job", view.job_id.to_string(), plan::json(&plan))
+        })
+        .collect();
+    send(redis, Source::Work, &Place::default(), version, &entities).await.map(|_| ())
+}
+
+/// Carries out plans: kind, id and plan of each entity.
+async fn send(
+    redis: &Client,
+    source: Source,
+    place: &Place,
+    version: i64,
+    entities: &[(&str, String, String)],
+) -> Result<Outcome, RedisError> {
     let keys = redis.keys();
     let script = redis::Script::new(BATCH_LUA);
     let mut call = redis::cmd("EVALSHA");
     call.arg(script.get_hash()).arg(3).arg(keys.applied(source.name())).arg(keys.generation()).arg(keys.rebuilding());
     call.arg(plan::json(place)).arg(keys.prefix()).arg(version).arg(VERSION_TTL_SECS);
-    for (entity, events) in changes {
-        match entity {
-            Entity::Job(id) => {
-                let plan = plan::job(*id, job_views.get(id), events, keys, now);
-                call.arg("job").arg(id.to_string()).arg(plan::json(&plan));
-            }
-            Entity::Node(node) => {
-                let plan = plan::node(*node, node_views.get(node), events, keys, now);
-                call.arg("node").arg(node.to_checksum(None)).arg(plan::json(&plan));
-            }
-        }
+    for (kind, id, plan) in entities {
+        call.arg(*kind).arg(id).arg(plan);
     }
     let mut pipe = redis::pipe();
     // A Redis that was restarted has forgotten it; loading it again costs less than finding that out.

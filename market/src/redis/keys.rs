@@ -2,7 +2,8 @@
 //! default) goes in front of each; with a hash tag in it, such as `{littoral}:`, all keys of a market share a slot of a
 //! Redis Cluster.
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256, keccak256};
+use chrono::{DateTime, Utc};
 
 use crate::user::UserId;
 
@@ -29,6 +30,9 @@ pub const COMPLETED_TTL_SECS: u64 = 7 * 24 * 60 * 60;
 pub const VERSION_TTL_SECS: u64 = 5 * 60;
 /// Seconds that `payments:completed` remembers a payment.
 pub const PAYMENTS_TTL_SECS: u64 = 30 * 24 * 60 * 60;
+
+/// Seconds that `littoral:turns` remembers when a line was served.
+pub const TURNS_KEPT_SECS: u64 = 24 * 60 * 60;
 
 /// Whose a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +217,18 @@ impl Keys {
         format!("{}littoral:applied:{outbox}", self.prefix)
     }
 
+    /// Sorted set, by text, of the jobs that wait: one member a job, [`line_member`].
+    #[must_use]
+    pub fn lines(&self) -> String {
+        format!("{}littoral:lines", self.prefix)
+    }
+
+    /// Sorted set of lines ([`line_name`]) by the time (ms) when each was last served. [`TURNS_KEPT_SECS`].
+    #[must_use]
+    pub fn turns(&self) -> String {
+        format!("{}littoral:turns", self.prefix)
+    }
+
     /// Sorted set of job ids by the deadline (ms) at which their status changes by itself.
     #[must_use]
     pub fn deadlines(&self) -> String {
@@ -244,7 +260,7 @@ impl Keys {
         let Some(name) = key.strip_prefix(&self.prefix) else { return false };
         match name {
             "jobs:pending" | "jobs:completed" | "nodes:available" | "nodes:heartbeats" | "payments:completed"
-            | "littoral:deadlines" | "littoral:nodes" => true,
+            | "littoral:deadlines" | "littoral:nodes" | "littoral:lines" => true,
             _ => self.owner_of(key).is_some() || self.is_version(key),
         }
     }
@@ -286,6 +302,39 @@ pub fn queue_score(enqueued_ms: i64, priority: i32) -> i64 {
     enqueued_ms - (i64::from(priority) - 100) * PRIORITY_BOOST_MS
 }
 
+/// The highest score of a job that can be had at `now`: one of the lowest priority that has just come. Behind it are only jobs
+/// whose pause or delay is not over.
+#[must_use]
+pub fn latest_ready_score(now: DateTime<Utc>) -> i64 {
+    queue_score(now.timestamp_millis(), 0)
+}
+
+/// The jobs of `operation` that name `order_node`, or none if that is zero, as a text of 16 hex digits.
+#[must_use]
+pub fn line_group(operation: &str, order_node: Address) -> String {
+    alloy::hex::encode(&keccak256([order_node.as_slice(), operation.as_bytes()].concat())[..8])
+}
+
+/// A line: 56 hex digits, of its group and its requester.
+#[must_use]
+pub fn line_name(operation: &str, order_node: Address, requester: Address) -> String {
+    format!("{}{}", line_group(operation, order_node), alloy::hex::encode(requester))
+}
+
+/// A waiting job among all others: its line, its score in 16 digits, its id. In the order of texts each line is in one piece and
+/// its jobs in the order of the queue.
+#[must_use]
+pub fn line_member(line_name: &str, score: i64, job_id: B256) -> String {
+    format!("{line_name}{}{job_id}", score_text(score))
+}
+
+/// `score` as 16 digits, in whose order texts are as numbers. Scores are times in ms of this age, less at most a quarter of an
+/// hour; one that is not ends up at an end.
+#[must_use]
+pub fn score_text(score: i64) -> String {
+    format!("{:016}", score.clamp(0, 9_999_999_999_999_999))
+}
+
 /// Milliseconds that a point of priority is worth.
 pub const PRIORITY_BOOST_MS: i64 = 1000;
 
@@ -307,6 +356,7 @@ mod tests {
             keys.payments_pending(id),
             keys.payments_completed(),
             keys.deadlines(),
+            keys.lines(),
             keys.node_ids(),
             keys.version("x"),
         ] {
@@ -327,6 +377,16 @@ mod tests {
         assert_eq!(queue_score(5_000, 100), 5_000);
         assert_eq!(queue_score(5_000, 101), 5_000 - PRIORITY_BOOST_MS);
         assert_eq!(queue_score(5_000, 99), 5_000 + PRIORITY_BOOST_MS);
+    }
+
+    #[test]
+    fn members_of_a_line_are_in_the_order_of_their_scores() {
+        let line = line_name("encrypt", Address::ZERO, Address::repeat_byte(0xab));
+        assert_eq!((line.len(), score_text(7).len()), (56, 16));
+        let scores = [i64::MIN, -1, 0, 9, 10, 1_800_000_000_000, 1_800_000_000_001, i64::MAX];
+        let members = scores.map(|score| line_member(&line, score, B256::ZERO));
+        assert!(members.is_sorted());
+        assert_ne!(line_group("encrypt", Address::ZERO), line_group("encrypt", Address::repeat_byte(1)));
     }
 
     #[test]

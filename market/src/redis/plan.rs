@@ -6,7 +6,7 @@ use alloy::primitives::{Address, B256};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::keys::{COMPLETED_TTL_SECS, Keys, NODE_TTL_SECS, PAYMENTS_TTL_SECS};
+use super::keys::{COMPLETED_TTL_SECS, Keys, NODE_TTL_SECS, PAYMENTS_TTL_SECS, line_member, line_name};
 use crate::ContentId;
 use crate::db::job_view::JobView;
 use crate::db::node_view::NodeView;
@@ -49,10 +49,22 @@ pub struct JobPlan {
     /// When its status changes by itself (unix ms).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
+    /// Its line was served: the job left it for a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub served: Option<Served>,
     /// Whether the node that held it is to be told if it holds it no more.
     pub tell: bool,
     /// Channels and messages.
     pub messages: Vec<(String, String)>,
+}
+
+/// A line's turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Served {
+    /// [`line_name`].
+    pub line: String,
+    /// When (unix ms).
+    pub at: String,
 }
 
 /// A payment that is due.
@@ -155,9 +167,16 @@ fn job_state(view: &JobView, now: DateTime<Utc>) -> JobPlan {
         completed: completed_at.filter(|at| *at > now - secs(COMPLETED_TTL_SECS)).map(millis),
         deadline: (view.stored_status.at(view.deadline, view.deadline + secs(1)) != status)
             .then(|| millis(view.deadline)),
+        served: view
+            .lease
+            .filter(|_| status == JobStatus::Active)
+            .map(|lease| Served { line: line_of(view), at: millis(lease.since) }),
         ..JobPlan::default()
     };
-    let fields = job_fields(view, status, word, payment.as_deref());
+    let mut fields = job_fields(view, status, word, payment.as_deref());
+    if plan.pending.is_some() {
+        fields.insert("line", line_member(&line_of(view), view.queue_score(), view.job_id));
+    }
     plan.fields = hash_end.is_none_or(|end| end > now).then_some(fields);
     match (payment, view.paid(), view.node_id) {
         (Some(payment), Some((_, closed)), _) if closed.at > now - secs(PAYMENTS_TTL_SECS) => {
@@ -169,6 +188,10 @@ fn job_state(view: &JobView, now: DateTime<Utc>) -> JobPlan {
         _ => {}
     }
     plan
+}
+
+fn line_of(view: &JobView) -> String {
+    line_name(&view.spec.operation, view.order.node, view.order.requester)
 }
 
 /// When the result came: to the API, or where it went to the chain without it, there.
@@ -230,7 +253,7 @@ fn job_fields(view: &JobView, status: JobStatus, word: &str, payment: Option<&st
         ("inputCID", view.spec.inputCID.clone()),
         ("token", view.order.token.to_checksum(None)),
         ("maxPrice", view.order.maxPrice.to_string()),
-        ("priority", view.priority.to_string()),
+        ("priority", view.terms.priority.to_string()),
         ("deadline", millis(view.deadline)),
         ("attempts", view.attempts.to_string()),
     ]);

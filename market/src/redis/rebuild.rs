@@ -14,11 +14,11 @@ use sqlx::postgres::PgPool;
 
 use super::apply::{self, Changes, ProjectError};
 use super::client::{Client, RedisError};
-use super::keys::{Owner, PAYMENTS_TTL_SECS};
+use super::keys::{Owner, PAYMENTS_TTL_SECS, TURNS_KEPT_SECS, line_name};
 use super::{session, sweep};
 use crate::db::outbox::{Entity, Source};
 use crate::db::projection::Duty;
-use crate::db::{job_view, node_view, projection};
+use crate::db::{job_view, node_view, projection, queue};
 
 /// Entities that are applied together.
 const BATCH: i64 = 128;
@@ -80,6 +80,7 @@ async fn fill_all(pool: &PgPool, redis: &Client, now: DateTime<Utc>, anew: bool)
     let nodes = fill_nodes(pool, redis, now).await?;
     let jobs = fill_jobs(pool, redis, now).await?;
     let sessions = fill_sessions(pool, redis, now).await?;
+    fill_turns(pool, redis, now).await?;
     let left = leftovers(redis, &jobs).await?;
     let finished = swap(redis, &token, &wanted, &batches, &left.owners).await?;
     forget(pool, redis, left, now).await?;
@@ -255,6 +256,22 @@ async fn fill_jobs(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<
         let new: Vec<B256> = jobs.into_iter().filter(|id| filled.insert(*id)).collect();
         fill(pool, redis, new.into_iter().map(Entity::Job), now).await?;
     }
+}
+
+/// Whose turn it was is only a hint, and needs no staging.
+async fn fill_turns(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<(), ProjectError> {
+    let since = now - TimeDelta::seconds(TURNS_KEPT_SECS.cast_signed());
+    let turns = queue::turns(&mut *pool.acquire().await?, since).await?;
+    for some in turns.chunks(SCAN_STEP) {
+        let mut add = redis::cmd("ZADD");
+        add.arg(redis.keys().turns()).arg("GT");
+        for (line, at) in some {
+            let name = line_name(&line.operation, line.order_node, line.requester);
+            add.arg(at.timestamp_millis()).arg(name);
+        }
+        add.exec_async(&mut redis.connection()).await?;
+    }
+    Ok(())
 }
 
 async fn fill_sessions(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<usize, ProjectError> {

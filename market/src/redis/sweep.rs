@@ -7,7 +7,7 @@ use sqlx::postgres::PgPool;
 
 use super::apply::{self, Changes, ProjectError};
 use super::client::{Client, RedisError};
-use super::keys::{COMPLETED_TTL_SECS, NODE_TTL_SECS, PAYMENTS_TTL_SECS};
+use super::keys::{COMPLETED_TTL_SECS, NODE_TTL_SECS, PAYMENTS_TTL_SECS, TURNS_KEPT_SECS};
 use super::plan::Event;
 use crate::db::outbox::Entity;
 use crate::db::projection::Duty;
@@ -45,9 +45,11 @@ pub async fn sweep(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<
 /// Removes what is older than it is kept.
 async fn trim(redis: &Client, now: DateTime<Utc>) -> Result<(), RedisError> {
     let mut pipe = redis::pipe();
-    for (key, kept_secs) in
-        [(redis.keys().jobs_completed(), COMPLETED_TTL_SECS), (redis.keys().payments_completed(), PAYMENTS_TTL_SECS)]
-    {
+    for (key, kept_secs) in [
+        (redis.keys().jobs_completed(), COMPLETED_TTL_SECS),
+        (redis.keys().payments_completed(), PAYMENTS_TTL_SECS),
+        (redis.keys().turns(), TURNS_KEPT_SECS),
+    ] {
         let oldest = (now - TimeDelta::seconds(kept_secs.cast_signed())).timestamp_millis();
         pipe.cmd("ZREMRANGEBYSCORE").arg(key).arg("-inf").arg(oldest).ignore();
     }

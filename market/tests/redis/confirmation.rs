@@ -1,17 +1,17 @@
 //! What becomes of jobs and payments as blocks come on top of them.
 
 use alloy::primitives::{Address, B256};
+use market::Amount;
 use market::confirmation::{self, Finality, Level, Policy};
 use market::db::chain::{self, Block, BlockId, Step};
 use market::db::chain_view::{self, ObserveError, Standing};
 use market::db::job_view::{self, JobView};
 use market::db::leader::{Fence, Leadership, Role};
-use market::db::work::{self, Worker};
+use market::db::queue::{self, Worker};
 use market::db::{blob, confirmation as rows, outbox};
 use market::fold::Contracts;
 use market::job::JobStatus;
 use market::redis::pubsub::{Signal, Subscription};
-use market::redis::queue;
 use market::typed_data;
 
 use crate::support::{CHAIN_ID, World, hash, job, node, node_id, requester, spec};
@@ -99,18 +99,20 @@ impl Chain {
     /// Whether Redis suggests the job and Postgres would give it to a node.
     async fn is_claimable(&self, n: u8) -> (bool, bool) {
         self.world.drain(1).await;
-        let suggested = queue::candidates(&self.world.redis, 0, 10).await.unwrap().contains(&job(n));
+        let suggested = self.world.suggested(10, 100).await.contains(&job(n));
         let mut tx = self.world.pool.begin().await.unwrap();
-        work::ensure_rows(&mut tx, &[job(n)], self.world.start).await.unwrap();
         let worker = Worker {
             node: node(5),
             operations: vec!["encrypt".to_owned()],
+            stake: Amount::ZERO,
+            reputation: 100,
             assigner: Address::repeat_byte(0xee),
             deadline_from: self.world.start,
             unfunded: Vec::new(),
         };
-        let listed = work::candidates(&mut tx, &worker, 10, self.world.start).await.unwrap().contains(&job(n));
-        let locked = work::lock_first(&mut tx, &[job(n)], &worker, self.world.start).await.unwrap().is_some();
+        let now = self.world.start;
+        let listed = queue::candidates(&mut tx, &worker, Address::ZERO, 10, now).await.unwrap().contains(&job(n));
+        let locked = !queue::lock(&mut tx, &[job(n)], &worker, 1, now).await.unwrap().is_empty();
         assert_eq!(listed, locked, "both ask the same");
         (suggested, locked)
     }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::Address;
 use market::db::outbox::{self, Entity, Source};
 use market::redis::apply::{self, Changes};
-use market::redis::keys::{COMPLETED_TTL_SECS, NODE_TTL_SECS};
+use market::redis::keys::{COMPLETED_TTL_SECS, NODE_TTL_SECS, line_member, line_name};
 use market::redis::{queue, sweep};
 use serde_json::{Value, json};
 
@@ -45,12 +45,20 @@ async fn a_job_on_its_way_has_exactly_the_keys_of_its_state() {
         "openTxHash": hash(0x0e, 1).to_string(), "createdAt": ms(&world, 1).to_string(),
         "chainId": CHAIN_ID.to_string(),
     });
+    let line = line_name("encrypt", Address::ZERO, requester());
+    let member = line_member(&line, ms(&world, 1), job(1));
+    expected["line"] = json!(member);
     assert_eq!(world.status(job(1)).await, expected);
     assert_eq!(names(&world).await, [status_key.as_str(), "jobs:pending"]);
+    assert_eq!(world.dump().await["littoral:lines"]["value"], json!([[member, 0.0]]));
     assert_eq!(world.dump().await["jobs:pending"]["value"], json!([[id, world.at(1).timestamp_millis() as f64]]));
 
     world.claim(1, 1, 3).await;
     world.drain(3).await;
+    expected.as_object_mut().unwrap().remove("line");
+    assert!(!world.dump().await.contains_key("littoral:lines"));
+    let served = world.command(&["ZSCORE", "littoral:turns", &line]).await;
+    assert_eq!(redis::from_redis_value::<i64>(served).unwrap(), ms(&world, 3));
     expected["status"] = json!("active");
     expected["state"] = json!("active");
     expected["nodeId"] = json!(by);
@@ -204,9 +212,10 @@ async fn the_queue_holds_what_can_be_claimed_in_the_order_that_postgres_has_too(
     world.drain(7).await;
     // 3 gained 10 s, 4 lost 5 s, 5 pauses, 6 is not what was signed.
     let expected = [3, 1, 2, 4, 5].map(job);
-    assert_eq!(queue::candidates(&world.redis, 0, 10).await.unwrap(), expected);
-    assert_eq!(queue::candidates(&world.redis, 1, 2).await.unwrap(), expected[1..3]);
-    assert_eq!(queue::candidates(&world.redis, 5, 2).await.unwrap(), Vec::<B256>::new());
+    assert_eq!(world.suggested(10, 7).await, expected);
+    assert_eq!(world.suggested(2, 7).await, expected[..2]);
+    // Whose pause is far is behind all that can be had.
+    assert_eq!(world.suggested(10, -50).await, expected[..4]);
     let unsigned = world.status(job(6)).await;
     assert_eq!((unsigned["specValid"].as_str(), unsigned["status"].as_str()), (Some("false"), Some("failed")));
     let mut db = world.pool.acquire().await.unwrap();

@@ -195,7 +195,9 @@ async fn with_redis_down_everything_goes_on_and_heals_when_it_is_back() {
     world.server.process().kill();
     let started = std::time::Instant::now();
     assert!(world.redis.ping().await.is_err());
-    assert!(queue::candidates(&world.redis, 0, 1).await.is_err());
+    let operations = ["encrypt".to_owned()];
+    let suggested = queue::suggest(&world.redis, Address::ZERO, &operations, Address::ZERO, 1, clock::now()).await;
+    assert!(suggested.is_err());
     assert!(started.elapsed() < Duration::from_secs(4), "a command fails soon: {:?}", started.elapsed());
 
     let running = Running::start(&world, Source::Chain);

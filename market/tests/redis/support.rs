@@ -10,6 +10,7 @@ use market::order::{OrderJson, SpecJson};
 use market::redis::Client;
 use market::redis::keys::Keys;
 use market::redis::projector::Projector;
+use market::redis::queue;
 use market::{ContentId, clock, db};
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
@@ -121,6 +122,12 @@ impl World {
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+
+    /// What Redis suggests to a node that encrypts, `n` seconds after the start.
+    pub async fn suggested(&self, limit: usize, n: i64) -> Vec<B256> {
+        let operations = ["encrypt".to_owned()];
+        queue::suggest(&self.redis, node(1), &operations, Address::ZERO, limit, self.at(n)).await.unwrap()
     }
 
     pub async fn dump(&self) -> std::collections::BTreeMap<String, serde_json::Value> {

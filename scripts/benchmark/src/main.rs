@@ -3,6 +3,7 @@
 
 mod apply;
 mod indexer;
+mod queue;
 mod settle;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ enum Command {
     Apply(apply::Apply),
     /// Index a chain full of events, and compare the speed with the node's own and Ponder's, the rows with the chain
     Indexer(indexer::Indexer),
+    /// Submit, assign and complete many jobs, and compare the speed with BullMQ's on the same Redis
+    Queue(queue::Queue),
     /// Settle many payments through the real settler, Postgres and Anvil, and compare the chain's logs with Postgres
     Settle(settle::Settle),
 }
@@ -31,6 +34,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Apply(apply) => apply.run().await,
         Command::Indexer(indexer) => indexer.run().await,
+        Command::Queue(queue) => queue.run().await,
         Command::Settle(settle) => settle.run().await,
     };
     match result {

@@ -348,7 +348,18 @@ async fn promise(index: &Index, numbers: &[u8], (cumulative, nonce): (u128, u64)
     for n in numbers {
         let order = model::order(*n);
         let id = DbHash(Model::job_id(&order));
-        assert!(crate::db::order::insert_signed(&mut db, id.0, (&order, &spec), b"s", 100, now()).await.unwrap());
+        assert!(
+            crate::db::order::insert_signed(
+                &mut db,
+                id.0,
+                (&order, &spec),
+                b"s",
+                &crate::db::order::Terms::default(),
+                now()
+            )
+            .await
+            .unwrap()
+        );
         sqlx::query!(
             "insert into job_completion (job_id, fence, node, output_cid, result_hash, price, receipt_signature,
                                          assignment_expiry, assignment_signature, started_at, completed_at)

@@ -9,7 +9,7 @@ use super::types::{ChainPoint, Completion, Dispute, Due, JobView, Lease, Pending
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
 use crate::db::confirmation::Seen;
-use crate::db::order::Rail;
+use crate::db::order::{Rail, Terms};
 use crate::db::types::{DbAddress, DbAmount, DbHash};
 use crate::job::{Fence, JobStatus};
 use crate::order::{OrderJson, SpecJson};
@@ -39,6 +39,9 @@ pub(super) struct Row {
     pub(super) spec_json: Option<Json<SpecJson>>,
     pub(super) announced_at: Option<DateTime<Utc>>,
     pub(super) priority: i32,
+    pub(super) delayed_until: Option<DateTime<Utc>>,
+    pub(super) min_reputation: i16,
+    pub(super) min_stake: DbAmount,
     pub(super) opened_block: Option<i64>,
     pub(super) opened_tx: Option<DbHash>,
     pub(super) opened_at: Option<DateTime<Utc>>,
@@ -100,6 +103,8 @@ macro_rules! select_jobs {
                 j.operation as "operation?", j.params as "params?", j.spec_valid as "spec_valid?",
                 j.order_json as "order_json?: Json<OrderJson>", j.spec_json as "spec_json?: Json<SpecJson>",
                 j.announced_at as "announced_at?", j.priority as "priority!",
+                j.delayed_until as "delayed_until?", j.min_reputation as "min_reputation!",
+                j.min_stake as "min_stake!: DbAmount",
                 j.opened_block as "opened_block?", j.opened_tx as "opened_tx?: DbHash", j.opened_at as "opened_at?",
                 j.cancel_at as "cancel_at?", j.settled_node as "settled_node?: DbAddress", j.settled_price as "settled_price?: DbAmount",
                 j.settled_result_hash as "settled_result_hash?: DbHash", j.finalize_at as "finalize_at?",
@@ -237,7 +242,12 @@ impl TryFrom<Row> for JobView {
             spec,
             deadline: row.deadline,
             spec_valid: row.spec_valid.unwrap_or(true),
-            priority: row.priority,
+            terms: Terms {
+                priority: row.priority,
+                not_before: row.delayed_until,
+                min_reputation: decode(u8::try_from(row.min_reputation))?,
+                min_stake: row.min_stake.0,
+            },
             listed_at: row.listed_at,
             announced_at: row.announced_at,
             opened: point(row.opened_tx, row.opened_block, row.opened_at)?,
@@ -246,7 +256,7 @@ impl TryFrom<Row> for JobView {
             order_node_id: row.order_node_id.map(B256::from),
             fence: Fence(row.fence.unwrap_or_default()),
             attempts: row.attempts.unwrap_or_default(),
-            not_before: row.not_before,
+            not_before: row.not_before.max(row.delayed_until),
             lease: row.lease(),
             completion: row.completion(),
             due: row.due_amount.zip(row.due_at).map(|(amount, at)| Due { amount: amount.0, at }),

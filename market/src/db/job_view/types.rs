@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use crate::Amount;
 use crate::abi::{JobSpec, Order};
 use crate::confirmation::Confirmation;
-use crate::db::order::Rail;
+use crate::db::order::{Rail, Terms};
 use crate::job::{Fence, JobStatus};
 use crate::redis::keys::queue_score;
 
@@ -29,8 +29,8 @@ pub struct JobView {
     pub deadline: DateTime<Utc>,
     /// False if the spec's strings are not text as it was signed; such a job is never queued.
     pub spec_valid: bool,
-    /// 0 to 1000; 100 unless announced otherwise.
-    pub priority: i32,
+    /// What its requester said beside the order.
+    pub terms: Terms,
     /// Its place in lists, newest first: when it was opened, or announced where it is not on the chain.
     pub listed_at: DateTime<Utc>,
     /// When it was announced to the API, if it was.
@@ -47,7 +47,7 @@ pub struct JobView {
     pub fence: Fence,
     /// Leases that ended without completion.
     pub attempts: i32,
-    /// End of the pause after a failed attempt.
+    /// End of the pause after a failed attempt, or of its delay.
     pub not_before: Option<DateTime<Utc>>,
     /// What the latest failed attempt said.
     pub last_error: Option<String>,
@@ -185,7 +185,7 @@ impl JobView {
     #[must_use]
     pub fn queue_score(&self) -> i64 {
         let enqueued = self.opened.map_or(self.listed_at, |opened| opened.at);
-        let score = queue_score(enqueued.timestamp_millis(), self.priority);
+        let score = queue_score(enqueued.timestamp_millis(), self.terms.priority);
         self.not_before.map_or(score, |pause_end| score.max(pause_end.timestamp_millis()))
     }
 

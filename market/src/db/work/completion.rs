@@ -1,5 +1,7 @@
 //! Results, and the payments that they make due.
 
+use std::collections::HashMap;
+
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
@@ -41,63 +43,132 @@ pub async fn insert_completion(
     token: Address,
     completion: &Completion,
 ) -> Result<(), sqlx::Error> {
-    let expiry = i64::try_from(completion.assignment_expiry).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+    insert_completions(db, &[(job_id, token, completion)]).await
+}
+
+/// As [`insert_completion`], of many jobs: job, token and result.
+pub async fn insert_completions(
+    db: &mut PgConnection,
+    results: &[(B256, Address, &Completion)],
+) -> Result<(), sqlx::Error> {
+    let encode = |error: std::num::TryFromIntError| sqlx::Error::Encode(Box::new(error));
+    let expiries: Vec<i64> = results
+        .iter()
+        .map(|(_, _, done)| i64::try_from(done.assignment_expiry).map_err(encode))
+        .collect::<Result<_, _>>()?;
+    let ids: Vec<DbHash> = results.iter().map(|(id, _, _)| DbHash(*id)).collect();
+    let fences: Vec<i64> = results.iter().map(|(_, _, done)| done.fence.0).collect();
+    let nodes: Vec<DbAddress> = results.iter().map(|(_, _, done)| DbAddress(done.node)).collect();
+    let output_cids: Vec<String> = results.iter().map(|(_, _, done)| done.output_cid.clone()).collect();
+    let hashes: Vec<DbHash> = results.iter().map(|(_, _, done)| DbHash(done.result_hash)).collect();
+    let prices: Vec<DbAmount> = results.iter().map(|(_, _, done)| DbAmount(done.price)).collect();
+    let receipts: Vec<Vec<u8>> = results.iter().map(|(_, _, done)| done.receipt_signature.clone()).collect();
+    let assignments: Vec<Vec<u8>> = results.iter().map(|(_, _, done)| done.assignment_signature.clone()).collect();
+    let started: Vec<DateTime<Utc>> = results.iter().map(|(_, _, done)| done.started_at).collect();
+    let completed: Vec<DateTime<Utc>> = results.iter().map(|(_, _, done)| done.completed_at).collect();
+    let tokens: Vec<DbAddress> = results.iter().map(|(_, token, _)| DbAddress(*token)).collect();
     sqlx::query!(
         "insert into job_completion (job_id, fence, node, output_cid, result_hash, price, receipt_signature,
              assignment_expiry, assignment_signature, started_at, completed_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-        DbHash(job_id) as _,
-        completion.fence.0,
-        DbAddress(completion.node) as _,
-        completion.output_cid,
-        DbHash(completion.result_hash) as _,
-        DbAmount(completion.price) as _,
-        completion.receipt_signature,
-        expiry,
-        completion.assignment_signature,
-        completion.started_at,
-        completion.completed_at
+         select * from unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::text[], $5::bytea[], $6::numeric[], $7::bytea[],
+             $8::bigint[], $9::bytea[], $10::timestamptz[], $11::timestamptz[])",
+        &ids[..] as _,
+        &fences,
+        &nodes[..] as _,
+        &output_cids,
+        &hashes[..] as _,
+        &prices[..] as _,
+        &receipts,
+        &expiries,
+        &assignments,
+        &started,
+        &completed
     )
     .execute(&mut *db)
     .await?;
     sqlx::query!(
-        "insert into payment_due (job_id, node, token, amount, created_at) values ($1, $2, $3, $4, $5)",
-        DbHash(job_id) as _,
-        DbAddress(completion.node) as _,
-        DbAddress(token) as _,
-        DbAmount(completion.price) as _,
-        completion.completed_at
+        "insert into payment_due (job_id, node, token, amount, created_at)
+         select * from unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::numeric[], $5::timestamptz[])",
+        &ids[..] as _,
+        &nodes[..] as _,
+        &tokens[..] as _,
+        &prices[..] as _,
+        &completed
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
+/// Ends leases with results, all of one node and locked by the caller: job and fence. An error if one is not as it was when it
+/// was locked.
+pub async fn end_completed(
+    db: &mut PgConnection,
+    node: Address,
+    leases: &[(B256, Fence)],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let ids: Vec<DbHash> = leases.iter().map(|(id, _)| DbHash(*id)).collect();
+    let fences: Vec<i64> = leases.iter().map(|(_, fence)| fence.0).collect();
+    let saved = sqlx::query!(
+        "update job_work w set state = 'completed', leased_at = null, lease_expires_at = null, updated_at = $4
+         from unnest($1::bytea[], $2::bigint[]) l (job_id, fence)
+         where w.job_id = l.job_id and w.fence = l.fence and w.state = 'leased' and w.node = $3",
+        &ids[..] as _,
+        &fences,
+        DbAddress(node) as _,
+        now
+    )
+    .execute(&mut *db)
+    .await?;
+    let ended = sqlx::query!(
+        "update job_attempt a set ended_at = $3, outcome = 'completed'
+         from unnest($1::bytea[], $2::bigint[]) l (job_id, fence)
+         where a.job_id = l.job_id and a.fence = l.fence and a.ended_at is null",
+        &ids[..] as _,
+        &fences,
+        now
+    )
+    .execute(db)
+    .await?;
+    let all = |rows: u64| usize::try_from(rows).ok() == Some(leases.len());
+    if all(saved.rows_affected()) && all(ended.rows_affected()) { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
+}
+
 /// The result of a job, if it has one.
 pub async fn completion(db: &mut PgConnection, job_id: B256) -> Result<Option<Completion>, sqlx::Error> {
-    let row = sqlx::query!(
-        r#"select fence, node as "node: DbAddress", output_cid, result_hash as "result_hash: DbHash",
-            price as "price: DbAmount", receipt_signature, assignment_expiry, assignment_signature, started_at, completed_at
-        from job_completion where job_id = $1"#,
-        DbHash(job_id) as _
+    Ok(completions(db, &[job_id]).await?.remove(&job_id))
+}
+
+/// The results of those of `ids` that have one.
+pub async fn completions(db: &mut PgConnection, ids: &[B256]) -> Result<HashMap<B256, Completion>, sqlx::Error> {
+    let ids: Vec<DbHash> = ids.iter().copied().map(DbHash).collect();
+    let rows = sqlx::query!(
+        r#"select job_id as "job_id: DbHash", fence, node as "node: DbAddress", output_cid,
+            result_hash as "result_hash: DbHash", price as "price: DbAmount", receipt_signature, assignment_expiry,
+            assignment_signature, started_at, completed_at
+        from job_completion where job_id = any($1::bytea[])"#,
+        &ids[..] as _
     )
-    .fetch_optional(db)
+    .fetch_all(db)
     .await?;
-    row.map(|row| {
-        Ok(Completion {
-            fence: Fence(row.fence),
-            node: row.node.0,
-            output_cid: row.output_cid,
-            result_hash: row.result_hash.0,
-            price: row.price.0,
-            receipt_signature: row.receipt_signature,
-            assignment_expiry: chain::from_db(row.assignment_expiry)?,
-            assignment_signature: row.assignment_signature,
-            started_at: row.started_at,
-            completed_at: row.completed_at,
+    rows.into_iter()
+        .map(|row| {
+            let completion = Completion {
+                fence: Fence(row.fence),
+                node: row.node.0,
+                output_cid: row.output_cid,
+                result_hash: row.result_hash.0,
+                price: row.price.0,
+                receipt_signature: row.receipt_signature,
+                assignment_expiry: chain::from_db(row.assignment_expiry)?,
+                assignment_signature: row.assignment_signature,
+                started_at: row.started_at,
+                completed_at: row.completed_at,
+            };
+            Ok((row.job_id.0, completion))
         })
-    })
-    .transpose()
+        .collect()
 }
 
 /// What a node is owed, or was paid, for a job.

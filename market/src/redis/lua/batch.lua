@@ -41,6 +41,8 @@ for index = 5, #ARGV, 3 do
             prefix .. 'jobs:completed',
             prefix .. 'payments:completed',
             prefix .. 'littoral:deadlines',
+            prefix .. 'littoral:lines',
+            prefix .. 'littoral:turns',
         }
         job(keys, { ARGV[3], ARGV[4], prefix, id, plan })
     else

@@ -7,7 +7,7 @@ for _, node in ipairs(redis.call('SMEMBERS', staging .. 'owners')) do
 end
 for _, name in ipairs({
     'owners', 'jobs:pending', 'jobs:completed', 'payments:completed', 'littoral:deadlines',
-    'nodes:available', 'nodes:heartbeats', 'littoral:nodes',
+    'nodes:available', 'nodes:heartbeats', 'littoral:nodes', 'littoral:lines',
 }) do
     redis.call('DEL', staging .. name)
 end

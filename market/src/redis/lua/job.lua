@@ -1,5 +1,5 @@
 -- Makes all keys that one job has equal to a snapshot of it. The body of a function of batch.lua, which has its KEYS and ARGV.
--- KEYS: 1 version, 2 job hash, 3 jobs:pending, 4 jobs:completed, 5 payments:completed, 6 deadlines
+-- KEYS: 1 version, 2 job hash, 3 jobs:pending, 4 jobs:completed, 5 payments:completed, 6 deadlines, 7 lines, 8 turns
 -- ARGV: 1 version of the snapshot, 2 seconds to keep it, 3 key prefix, 4 job id, 5 snapshot (JSON; see plan.rs)
 -- Keys of nodes are made from the prefix: which ones they were is known only here. With a hash-tagged prefix they share a
 -- slot with the others.
@@ -25,11 +25,11 @@ local function typed(key, kind, is_shared)
     return key
 end
 typed(KEYS[2], 'hash')
-for index = 3, 6 do
+for index = 3, 8 do
     typed(KEYS[index], 'zset', true)
 end
-local old = redis.call('HMGET', KEYS[2], 'status', 'state', 'nodeId', 'payment')
-local old_status, old_state, old_node, old_payment = old[1], old[2], old[3], old[4]
+local old = redis.call('HMGET', KEYS[2], 'status', 'state', 'nodeId', 'payment', 'line')
+local old_status, old_state, old_node, old_payment, old_line = old[1], old[2], old[3], old[4], old[5]
 
 local function active(node) return typed(prefix .. 'jobs:active:' .. node, 'set', true) end
 local function owed(node) return typed(prefix .. 'payments:pending:' .. node, 'list', true) end
@@ -73,6 +73,19 @@ end
 place(KEYS[3], plan.pending)
 place(KEYS[4], plan.completed)
 place(KEYS[6], plan.deadline)
+local line = plan.fields and plan.fields.line
+local function stand(key)
+    if old_line and old_line ~= line then
+        redis.call('ZREM', key, old_line)
+    end
+    if line then
+        redis.call('ZADD', key, 0, line)
+    end
+end
+stand(KEYS[7])
+if plan.served then
+    redis.call('ZADD', KEYS[8], 'GT', plan.served.at, plan.served.line)
+end
 if plan.active then
     redis.call('SADD', active(plan.active), job)
 end
@@ -121,6 +134,7 @@ if redis.call('EXISTS', prefix .. 'littoral:rebuilding') == 1 then
     place(staging .. 'jobs:pending', plan.pending)
     place(staging .. 'jobs:completed', plan.completed)
     place(staging .. 'littoral:deadlines', plan.deadline)
+    stand(staging .. 'littoral:lines')
     if old_node then
         redis.call('SREM', staging .. 'jobs:active:' .. old_node, job)
         if old_payment then

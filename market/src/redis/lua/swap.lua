@@ -17,7 +17,7 @@ local function swap(name)
 end
 for _, name in ipairs({
     'jobs:pending', 'jobs:completed', 'payments:completed', 'littoral:deadlines',
-    'nodes:available', 'nodes:heartbeats', 'littoral:nodes',
+    'nodes:available', 'nodes:heartbeats', 'littoral:nodes', 'littoral:lines',
 }) do
     swap(name)
 end

@@ -65,7 +65,7 @@ pub async fn store(pool: &PgPool, people: &People, payments: usize, now: DateTim
         };
         let id = typed_data::job_id(&order, &people.domain);
         let signature = sign(requester, id)?;
-        order::insert_signed(&mut tx, id, (&order, &spec), &signature, 100, now).await?;
+        order::insert_signed(&mut tx, id, (&order, &spec), &signature, &order::Terms::default(), now).await?;
         complete(&mut tx, people, id, node, now).await?;
         // Every second pair of requester and node settles by voucher, the others by each order's signature.
         if channel.is_multiple_of(2) {
@@ -106,7 +106,7 @@ async fn complete(
     let output = ContentId::of(keccak256(id).as_slice());
     let result_hash = output.digest();
     let receipt = sign(node, typed_data::receipt_digest(id, PRICE, result_hash, &people.domain))?;
-    work::ensure_rows(db, &[id], now).await?;
+    work::ensure_row(db, id, now).await?;
     let queued = Work::default();
     let leased = queued.claim(node.address(), now, TimeDelta::minutes(1))?;
     work::save(db, id, &queued, &leased, None, now).await?;
