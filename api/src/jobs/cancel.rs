@@ -87,7 +87,7 @@ pub async fn cancel(app: &App, requester: Address, job_id: B256, now: DateTime<U
         }
         _ => {}
     }
-    if !order::withdraw(&mut tx, job_id, user.wallet(), now).await? {
+    if !order::withdraw(&mut tx, job_id, requester, now).await? {
         let status = job_view::by_id(&mut tx, job_id).await?.map_or(job.stored_status, |job| job.stored_status);
         if status == JobStatus::Cancelled {
             return Ok(());

@@ -172,7 +172,6 @@ impl Api {
             blobs,
             background,
             server,
-            redis_url,
             database,
         }
     }
