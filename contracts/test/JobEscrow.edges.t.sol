@@ -102,17 +102,26 @@ contract EdgesTest is Base {
     }
 
     /// @dev A job that was opened has its own money: it neither counts, nor takes the place of one that does.
-    function test_AnOpenedJobAmongTheOrdersAboveHoldsUpNone() external {
+    function _openedAmongTheOrdersAbove(Order memory opened) internal {
         _deposit(100);
-        Order memory opened = _order();
         opened.nonce = 9;
         _open(opened);
         _submit(_result(opened));
+        skip(opened.challengeWindow);
+        _finalize(opened);
         uint64 nonce = 10;
         while (escrow.jobIdOf(_signedOrder(nonce, 3)) > escrow.jobIdOf(opened)) ++nonce;
         Order memory ahead = _settleAlone(nonce, 3);
         _redeemBoth(opened, ahead);
         assertEq(escrow.earned(node.addr, NATIVE), PRICE + 3 + 5);
+    }
+
+    function test_AnOpenedJobAmongTheOrdersAboveHoldsUpNone() external {
+        _openedAmongTheOrdersAbove(_order());
+    }
+
+    function test_AFinalizedJobAmongTheOrdersAboveHoldsUpNone() external {
+        _openedAmongTheOrdersAbove(_windowedOrder());
     }
 
     function test_TheLastOrderThatAVoucherCoversDoesNotCountOnTop() external {

@@ -257,6 +257,7 @@ contract CancelJobTest is Base {
         Order memory second = _signedOrder(2, PRICE);
         _cancel(first);
         _cancel(second);
+        assertEq(escrow.cancelAt(escrow.jobIdOf(first)), block.timestamp + THAW_PERIOD);
         skip(THAW_PERIOD - 1);
         _submit(_signedResult(first, PRICE));
         assertEq(escrow.earned(node.addr, NATIVE), PRICE);
