@@ -3,7 +3,7 @@ pragma solidity ^0.8.37;
 
 import {Vm} from "forge-std/Vm.sol";
 
-import {IJobEscrow, Order, Result, SkipReason} from "../src/interfaces/IJobEscrow.sol";
+import {IJobEscrow, JobState, Order, Result, SkipReason} from "../src/interfaces/IJobEscrow.sol";
 import {Base} from "./Base.sol";
 
 /// @notice As `EdgesTest`, of jobs from result to payment.
@@ -67,6 +67,17 @@ contract JobEdgesTest is Base {
     function _assertKept(Order memory order, bytes32 resultHash) internal view {
         uint256 slot = uint256(keccak256(abi.encode(escrow.jobIdOf(order), JOBS_SLOT)));
         assertEq(vm.load(address(escrow), bytes32(slot + 1)), resultHash);
+    }
+
+    /// @dev Each member in its place, and nothing between.
+    function test_AWaitingJobIsOneWord() external {
+        _deposit(PRICE);
+        Order memory order = _signedWindowed(1, PRICE);
+        _submit(_signedResult(order, PRICE));
+        uint256 word = uint256(JobState.Submitted) | 1 << 8 | uint256(registry.stakedNumberOf(node.addr)) << 16;
+        word |= (NOW + WINDOW) << 64 | uint256(PRICE) << 128;
+        bytes32 slot = keccak256(abi.encode(escrow.jobIdOf(order), JOBS_SLOT));
+        assertEq(uint256(vm.load(address(escrow), slot)), word);
     }
 
     /// @dev Clearing a slot pays for a part of the gas.
@@ -133,6 +144,11 @@ contract JobEdgesTest is Base {
         escrow.resolve(order, payNodeBps, 0);
         assertEq(escrow.earned(node.addr, NATIVE), paid + bond);
         assertEq(_free(requester.addr, NATIVE), free);
+        (uint32 bonds, uint32 jobsPaid, uint32 disputed, uint32 lost) = registry.recordOf(node.addr);
+        assertEq(bonds, 0);
+        assertEq(disputed, 1);
+        assertEq(jobsPaid, payNodeBps == 10_000 ? 1 : 0);
+        assertEq(lost, payNodeBps == 10_000 ? 0 : 1);
     }
 
     function test_ABaselessDisputeCostsItsBond() external {

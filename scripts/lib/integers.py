@@ -221,7 +221,7 @@ class Integers:
             return self.product(term)
         if kind in (z3.Z3_OP_BUDIV, z3.Z3_OP_BUDIV_I, z3.Z3_OP_BUREM, z3.Z3_OP_BUREM_I):
             return self.divided(term, kind in (z3.Z3_OP_BUDIV, z3.Z3_OP_BUDIV_I))
-        if kind in (z3.Z3_OP_BAND, z3.Z3_OP_BOR, z3.Z3_OP_BXOR) and term.num_args() == 2:
+        if kind in (z3.Z3_OP_BAND, z3.Z3_OP_BOR, z3.Z3_OP_BXOR):
             return self.bitwise(term, kind)
         return self.unknown(term)
 
@@ -275,19 +275,23 @@ class Integers:
         return whole if quotient else number.plus(whole, -by.constant)
 
     def bitwise(self, term, kind):
-        one, other = term.children()
-        if z3.is_bv_value(one):
-            one, other = other, one
-        if z3.is_bv_value(other) and kind == z3.Z3_OP_BAND:
-            return self.masked(one, other.as_long())
+        parts = term.children()
+        if kind == z3.Z3_OP_BAND and len(parts) == 2:
+            for one, other in (parts, reversed(parts)):
+                if z3.is_bv_value(other):
+                    return self.masked(one, other.as_long())
         result = self.unknown(term)
-        value, a, b = (self.value(s) for s in (result, self.word(one), self.word(other)))
+        value = self.value(result)
+        words = [self.word(part) for part in parts]
+        values = [self.value(word) for word in words]
         if kind == z3.Z3_OP_BAND:
-            self.facts += [value <= a, value <= b]
-        elif kind == z3.Z3_OP_BOR:
-            self.facts += [value >= a, value >= b, value <= a + b]
-        else:
-            self.facts += [value <= a + b, (value == 0) == self.zero(self.word(one).plus(self.word(other), -1))]
+            self.facts += [value <= v for v in values]
+            return result
+        if kind == z3.Z3_OP_BOR:
+            self.facts += [value >= v for v in values]
+        elif len(parts) == 2:
+            self.facts.append((value == 0) == self.zero(words[0].plus(words[1], -1)))
+        self.facts.append(value <= z3.Sum(values))
         return result
 
     def masked(self, term, mask):

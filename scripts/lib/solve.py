@@ -1,12 +1,14 @@
 """The solver behind halmos: `solve.py QUERY.smt2`, for `--solver-command`.
 
 The contracts pack amounts into words and add and subtract them there. Solvers that look at bits take hours over whether the
-sums come out even; as integers they take milliseconds. So a query is first asked in a weaker form, as integers, of cvc5, and
+sums come out even; as integers they take milliseconds. So a query is first asked in a weaker form, as integers, of z3, and
 only what that leaves open goes to yices as it stands, which also finds the counterexample.
 
 The weaker form follows from the query, so that nothing is proved which the query does not say: what a write to storage leaves
-behind is written out, then every hash, storage word and balance becomes a variable, the same term the same variable. What is said
-twice of equal terms that look different is lost by that, nothing is added. "unsat" of the weaker form is "unsat" of the query.
+behind is written out, then every hash, storage word and balance becomes a variable, the same term the same variable, and words
+become integers (`integers.py`). What is said twice of equal terms that look different is lost by that, nothing is added: "unsat"
+of the weaker form is "unsat" of the query. The exception is `interpret`: what halmos leaves open in its first question and says
+in its second, namely what a product and a quotient are, is said at once. `solve_check.py` tries to catch it at a wrong "unsat".
 """
 
 import os
@@ -49,11 +51,10 @@ class Weaken:
     def __init__(self, assertions):
         self.defined = definitions(assertions)
         self.done = {}
-        self.count = 0
 
     def fresh(self, term):
-        self.count += 1
-        return z3.Const(f"v{self.count}", term.sort())
+        """A variable by a name that no query has."""
+        return z3.FreshConst(term.sort(), "term")
 
     def read(self, array, index):
         """The word at `index` as it is in arrays that are nobody's write."""
@@ -136,7 +137,8 @@ def as_it_stands(path, seconds):
     asked = subprocess.run(
         command, stdout=subprocess.PIPE, preexec_fn=lambda: limit(seconds), text=True, check=False
     )
-    return asked.stdout if asked.returncode == 0 else None
+    answered = asked.returncode == 0 and asked.stdout.split("\n", 1)[0] in ("sat", "unsat")
+    return asked.stdout if answered else None
 
 
 def main(path):

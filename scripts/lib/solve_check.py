@@ -88,6 +88,8 @@ class Guess:
                 lambda: a * b,
                 lambda: a & b,
                 lambda: a | b,
+                lambda: a | b | (a ^ b),
+                lambda: z3.If((a ^ b) | (b ^ self.word(width, 0, exact)) == 0, a, b),
                 lambda: a ^ b,
                 lambda: z3.UDiv(a, b),
                 lambda: a << b,
@@ -118,8 +120,9 @@ class Guess:
 
 
 def is_unsat(assertions):
-    solver = z3.Solver()
-    solver.set("timeout", 50)
+    solver = z3.SolverFor("QF_LIA")
+    # A measure of work, not of time: what is found must not depend on what else the machine does.
+    solver.set("rlimit", 300_000)
     solver.add(as_integers(assertions))
     return solver.check() == z3.unsat
 

@@ -87,6 +87,8 @@ contract DisputesProof is ProofBase {
         uint16 slashBps
     ) internal {
         (bytes32 jobId, Money memory before) = _begin(order, JobState.Disputed, signed, job);
+        // What is slashed is coin of the same supply.
+        vm.assume(_sum(before) < 2 ** 128 - BOND);
         _assumeElsewhere(other, order.requester, order.node, order.token, jobId);
         Slots memory untouched = _slots(other);
         Staked memory stake = _staked(order.node);

@@ -227,16 +227,11 @@ abstract contract ProofBase is Test {
         }
     }
 
+    /// @dev One question to the solver instead of nine.
     function _assertSame(Money memory a, Money memory b) internal pure {
-        assert(a.free == b.free);
-        assert(a.thawing == b.thawing);
-        assert(a.reserved == b.reserved);
-        assert(a.locked == b.locked);
-        assert(a.earned == b.earned);
-        assert(a.fees == b.fees);
-        assert(a.claimed == b.claimed);
-        assert(a.covered == b.covered);
-        assert(a.state == b.state);
+        uint256 difference = (a.free ^ b.free) | (a.thawing ^ b.thawing) | (a.reserved ^ b.reserved);
+        difference |= (a.locked ^ b.locked) | (a.earned ^ b.earned) | (a.fees ^ b.fees);
+        assert(difference | (a.claimed ^ b.claimed) | (a.covered ^ b.covered) | (a.state ^ b.state) == 0);
     }
 
     // ── Everybody else ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,14 +246,11 @@ abstract contract ProofBase is Test {
         s.job = _load(_jobSlot(o.jobId));
     }
 
+    /// @dev As `_assertSame`.
     function _assertUntouched(Slots memory a, Slots memory b) internal pure {
-        assert(a.account == b.account);
-        assert(a.accountEnd == b.accountEnd);
-        assert(a.channel == b.channel);
-        assert(a.channelEnd == b.channelEnd);
-        assert(a.earned == b.earned);
-        assert(a.fees == b.fees);
-        assert(a.job == b.job);
+        uint256 difference = (a.account ^ b.account) | (a.accountEnd ^ b.accountEnd) | (a.channel ^ b.channel);
+        difference |= (a.channelEnd ^ b.channelEnd) | (a.earned ^ b.earned);
+        assert(difference | (a.fees ^ b.fees) | (a.job ^ b.job) == 0);
     }
 
     /// @dev None of it is the parties'.
