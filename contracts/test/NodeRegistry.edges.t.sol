@@ -118,4 +118,14 @@ contract RegistryEdgesTest is Base {
         assertEq(uint256(active) + unbonding, 0);
         assertEq(address(registry).balance, 0);
     }
+
+    // ── The minimum ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// @dev Only a higher one gives notice.
+    function test_TheSameMinimumTakesEffectAtOnce() external {
+        vm.expectEmit(address(registry));
+        emit INodeRegistry.MinStakeSet(MIN_STAKE, uint64(block.timestamp));
+        vm.prank(owner);
+        registry.setMinStake(MIN_STAKE);
+    }
 }

@@ -286,6 +286,8 @@ class Integers:
         values = [self.value(word) for word in words]
         if kind == z3.Z3_OP_BAND:
             self.facts += [value <= v for v in values]
+            if all(self.range(word)[1] <= 1 for word in words):
+                self.facts.append(value >= z3.Sum(values) - (len(values) - 1))
             return result
         if kind == z3.Z3_OP_BOR:
             self.facts += [value >= v for v in values]

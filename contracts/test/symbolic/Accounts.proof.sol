@@ -30,8 +30,8 @@ contract AccountsProof is ProofBase {
         uint256 held = address(escrow).balance;
         escrow.depositFor{value: amount}(owner, COIN, amount);
         Money memory afterwards = _money(owner);
-        assert(afterwards.free - before.free == amount);
-        assert(address(escrow).balance - held == amount);
+        assert(_less(afterwards.free, before.free) == amount);
+        assert(_less(address(escrow).balance, held) == amount);
         afterwards.free = before.free;
         _assertSame(before, afterwards);
         _assertUntouched(untouched, _slots(other));
@@ -42,8 +42,8 @@ contract AccountsProof is ProofBase {
         vm.prank(owner);
         escrow.thaw(COIN, amount);
         Money memory afterwards = _money(owner);
-        assert(before.free - afterwards.free == amount);
-        assert(afterwards.thawing - before.thawing == amount);
+        assert(_less(before.free, afterwards.free) == amount);
+        assert(_less(afterwards.thawing, before.thawing) == amount);
         (,, uint64 end) = escrow.account(owner, COIN);
         assert(end == uint256(time) + 1 hours);
         _assertUntouched(untouched, _slots(other));
@@ -58,7 +58,7 @@ contract AccountsProof is ProofBase {
         Money memory afterwards = _money(owner);
         assert(time >= end);
         assert(amount == before.thawing);
-        assert(held - address(escrow).balance == amount);
+        assert(_less(held, address(escrow).balance) == amount);
         assert(afterwards.thawing == 0);
         afterwards.thawing = before.thawing;
         _assertSame(before, afterwards);
@@ -72,7 +72,7 @@ contract AccountsProof is ProofBase {
         uint256 amount = escrow.withdrawEarned(COIN, PAYEE);
         Money memory afterwards = _money(owner);
         assert(amount == before.earned);
-        assert(held - address(escrow).balance == amount);
+        assert(_less(held, address(escrow).balance) == amount);
         assert(afterwards.earned == 0);
         afterwards.earned = before.earned;
         _assertSame(before, afterwards);

@@ -35,7 +35,7 @@ contract RedeemProof is ProofBase {
     function check_deepRedeemConserves(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(_sum(a) == _sum(b));
-        assert(b.claimed - a.claimed == b.earned - a.earned);
+        assert(_less(b.claimed, a.claimed) == _less(b.earned, a.earned));
         assert(b.fees == a.fees);
     }
 
@@ -103,8 +103,8 @@ contract RedeemProof is ProofBase {
         vm.prank(node);
         escrow.redeem(node, token, _pack(v));
         uint256 then = _sessionLeft(v.requester, token, key);
-        uint256 paid = _read(v.requester, node, token).claimed - before.claimed;
-        if (then != left) assert(left - then == paid);
+        uint256 paid = _less(_read(v.requester, node, token).claimed, before.claimed);
+        if (then != left) assert(_less(left, then) == paid);
     }
 
     /// @notice Only the node and its settlers redeem.
@@ -139,9 +139,9 @@ contract RedeemProof is ProofBase {
         escrow.redeemSigned(node, token, vouchers);
         Money memory afterwards = _read(v.requester, node, token);
         assert(afterwards.claimed >= before.claimed);
-        uint256 paid = afterwards.claimed - before.claimed;
+        uint256 paid = _less(afterwards.claimed, before.claimed);
         if (paid != 0) assert(afterwards.claimed <= uint256(v.cumulative) + amount);
-        assert(afterwards.earned - before.earned == paid);
+        assert(_less(afterwards.earned, before.earned) == paid);
         assert(_sum(afterwards) == _sum(before));
     }
 }

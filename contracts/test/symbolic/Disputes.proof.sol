@@ -27,14 +27,11 @@ contract DisputesProof is ProofBase {
         vm.prank(order.requester);
         escrow.dispute(order);
         Money memory afterwards = _read(order, order.node, jobId);
-        assert(afterwards.state == uint256(JobState.Disputed));
-        assert(afterwards.earned == before.earned);
-        assert(afterwards.fees == before.fees);
-        assert(afterwards.reserved == before.reserved);
-        assert(afterwards.claimed == before.claimed);
-        assert(afterwards.covered == before.covered);
-        assert(afterwards.locked >= before.locked);
-        assert(_sum(afterwards) == _sum(before));
+        bool same = _and(afterwards.earned == before.earned, afterwards.fees == before.fees);
+        same = _and(same, _and(afterwards.reserved == before.reserved, afterwards.claimed == before.claimed));
+        assert(_and(same, afterwards.covered == before.covered));
+        bool moved = _and(afterwards.locked >= before.locked, _sum(afterwards) == _sum(before));
+        assert(_and(moved, afterwards.state == uint256(JobState.Disputed)));
         _assertUntouched(untouched, _slots(other));
     }
 
@@ -76,6 +73,14 @@ contract DisputesProof is ProofBase {
         _inNoOther(JobState.Disputed, state, caller, order, job, call);
     }
 
+    /// @dev What the node lost, at most one bond, has left the registry.
+    function _slashed(Staked memory before, Staked memory left, uint256 held) internal view returns (uint256 slashed) {
+        slashed = _less(before.stake + before.unbonding, left.stake + left.unbonding);
+        bool fell = _and(left.stake <= before.stake, left.unbonding <= before.unbonding);
+        fell = _and(fell, left.bonds + 1 == before.bonds);
+        assert(_and(fell, _and(slashed <= BOND, _less(held, address(registry).balance) == slashed)));
+    }
+
     /// @dev The escrow's balances grow by exactly the coin that the registry sent it; the registry's shrink by exactly what left
     /// it; the node loses no more than a bond; nobody else loses or gains.
     function _resolve(
@@ -98,18 +103,10 @@ contract DisputesProof is ProofBase {
         escrow.resolve(order, payBps, slashBps);
 
         Money memory afterwards = _read(order, order.node, jobId);
-        Staked memory left = _staked(order.node);
-        assert(afterwards.locked == 0);
-        assert(afterwards.claimed >= before.claimed);
-        assert(left.bonds + 1 == stake.bonds);
-        assert(left.stake <= stake.stake);
-        assert(left.unbonding <= stake.unbonding);
-        uint256 slashed = (stake.stake - left.stake) + (stake.unbonding - left.unbonding);
-        assert(slashed <= BOND);
-        assert(held[1] - address(registry).balance == slashed);
-        uint256 compensation = address(escrow).balance - held[0];
-        assert(compensation <= slashed);
-        assert(_sum(afterwards) - _sum(before) == compensation);
+        assert(_and(afterwards.locked == 0, afterwards.claimed >= before.claimed));
+        uint256 slashed = _slashed(stake, _staked(order.node), held[1]);
+        uint256 compensation = _less(address(escrow).balance, held[0]);
+        assert(_and(compensation <= slashed, _less(_sum(afterwards), _sum(before)) == compensation));
         _assertUntouched(untouched, _slots(other));
     }
 

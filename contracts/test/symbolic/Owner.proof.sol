@@ -75,7 +75,7 @@ contract OwnerProof is ProofBase {
         escrow.withdrawFees(coin, PAYEE);
         _assertUntouched(before, _slots(other));
         assert(_staked(node).stake == stake.stake);
-        assert(held - address(escrow).balance == fees);
+        assert(_less(held, address(escrow).balance) == fees);
         assert(escrow.fees(coin) == 0);
     }
 }

@@ -153,6 +153,13 @@ abstract contract ProofBase is Test {
         vm.assume(_sum(m) < 2 ** 128);
     }
 
+    /// @dev A difference that wraps: a checked one that is negative would revert, and of what reverts nothing is proved.
+    function _less(uint256 a, uint256 b) internal pure returns (uint256) {
+        unchecked {
+            return a - b;
+        }
+    }
+
     /// @dev Without a jump.
     function _and(bool a, bool b) internal pure returns (bool both) {
         assembly {

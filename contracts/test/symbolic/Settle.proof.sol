@@ -63,11 +63,10 @@ abstract contract JobProof is ProofBase {
 
     /// @dev What holds of every step of a job.
     function _assertConserved(Money memory before, Money memory afterwards) internal pure {
-        assert(afterwards.covered == before.covered);
-        assert(afterwards.claimed >= before.claimed);
-        assert(afterwards.earned >= before.earned);
-        assert(afterwards.fees >= before.fees);
-        assert(_sum(afterwards) == _sum(before));
+        bool rising = _and(afterwards.earned >= before.earned, afterwards.fees >= before.fees);
+        rising = _and(rising, afterwards.claimed >= before.claimed);
+        bool same = _and(afterwards.covered == before.covered, _sum(afterwards) == _sum(before));
+        assert(_and(rising, same));
     }
 }
 
@@ -79,10 +78,9 @@ contract SubmitOpenedProof is JobProof {
         Slots memory untouched = _slots(other);
         escrow.submitResults(_results(order, claim, false));
         Money memory afterwards = _read(order, claim.node, jobId);
-        assert(afterwards.thawing == before.thawing);
-        assert(afterwards.reserved == before.reserved);
-        assert(afterwards.claimed == before.claimed);
-        assert(afterwards.free >= before.free);
+        bool same = _and(afterwards.thawing == before.thawing, afterwards.reserved == before.reserved);
+        same = _and(same, afterwards.claimed == before.claimed);
+        assert(_and(same, afterwards.free >= before.free));
         _assertConserved(before, afterwards);
         if (afterwards.state == before.state) {
             _assertSame(before, afterwards);
@@ -144,10 +142,10 @@ contract SubmitSignedProof is JobProof {
             JobState then = order.challengeWindow == 0 ? JobState.Paid : JobState.Submitted;
             assert(afterwards.state == uint256(then));
             uint256 left = afterwards.free + afterwards.thawing + afterwards.reserved;
-            assert(before.free + before.thawing + before.reserved - left == claim.price);
+            assert(_less(before.free + before.thawing + before.reserved, left) == claim.price);
         }
         _assertConserved(before, afterwards);
-        assert(afterwards.claimed - before.claimed <= claim.price);
+        assert(_less(afterwards.claimed, before.claimed) <= claim.price);
         _assertUntouched(untouched, _slots(other));
     }
 
@@ -321,7 +319,7 @@ contract OpenRefundProof is JobProof {
         Money memory afterwards = _read(order, node, jobId);
         assert(afterwards.state == uint256(JobState.Open));
         assert(afterwards.locked == order.maxPrice);
-        assert(before.free - afterwards.free == order.maxPrice);
+        assert(_less(before.free, afterwards.free) == order.maxPrice);
         _assertConserved(before, afterwards);
     }
 
