@@ -106,9 +106,11 @@ contract SignatureEdgesTest is Base {
         _assertJob(escrow.jobIdOf(result.order), JobState.Paid, 0, 0, address(0));
     }
 
-    /// @dev With the least gas that is enough it has all of it: nothing lies between that and a call that reverts.
+    /// @dev With the least gas that is enough it has all of it: nothing lies between that and a call that reverts. What is
+    /// wrong with the result is found after the order's signature, and costs little.
     function test_AWalletIsGivenItsGasOrTheBatchReverts() external {
         Result memory result = _exactWallets();
+        result.receiptSignature = "";
         bytes memory data = abi.encodeCall(IJobEscrow.submitResults, (_batch(result)));
         uint256 snapshot = vm.snapshotState();
         (uint256 tooLittle, uint256 enough) = (110_000, 400_000);
@@ -126,9 +128,9 @@ contract SignatureEdgesTest is Base {
             needed := mload(add(refused, 0x44))
         }
         assertEq(needed, 102_587, "100,000 * 64 / 63 and a thousand");
+        _expectSkip(result.order, SkipReason.BadReceiptSignature);
         (bool done,) = address(escrow).call{gas: enough}(data);
         assertTrue(done);
-        _assertJob(escrow.jobIdOf(result.order), JobState.Paid, 0, 0, address(0));
     }
 
     /// @dev As the compiler's own checks: without a reason.

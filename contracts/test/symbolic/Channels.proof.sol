@@ -32,7 +32,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice What the requester lost the node gained, and `claimed` grew by it.
-    function check_deepRedeemConserves(Packed memory v, address node, address token) external {
+    function check_redeemConserves(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(_sum(a) == _sum(b));
         assert(_less(b.claimed, a.claimed) == _less(b.earned, a.earned));
@@ -84,7 +84,7 @@ contract RedeemProof is ProofBase {
 
     /// @notice One signature, one effect: a voucher for no more than was paid, or of a requester who has nothing, moves nothing.
     /// By `check_deepRedeemPaysInFull` one or the other holds once it was redeemed.
-    function check_deepRedeemSpent(Packed memory v, address node, address token) external {
+    function check_redeemSpent(Packed memory v, address node, address token) external {
         vm.warp(NOW);
         Money memory before = _read(v.requester, node, token);
         _assumeSound(before);
@@ -117,7 +117,7 @@ contract RedeemProof is ProofBase {
         assert(!done);
     }
 
-    /// @notice As `check_deepRedeemConserves` and `check_deepRedeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
+    /// @notice As `check_redeemConserves` and `check_deepRedeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
     function check_deepRedeemSignedAbove(
         Packed memory v,
         uint8 recovery,
