@@ -8,24 +8,36 @@ mod support;
 
 use alloy::signers::SignerSync;
 use devnet::{Anvil, AnvilOptions};
-use market::{abi::Order, typed_data};
-use serde_json::json;
+use market::{
+    abi::{JobSpec, Order},
+    typed_data,
+};
+use serde_json::{Value, json};
 use support::{Api, User, Wish, deployment, job_id, order, set_cursor, spec, submission};
 use tokio::io::AsyncReadExt;
 
 #[tokio::main]
 async fn main() {
     let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
-    let api = Api::with(Wish { rpc_url: Some(anvil.rpc_url().to_owned()), ..Wish::default() }).await;
+    let wish = Wish {
+        rpc_url: Some(anvil.rpc_url().to_owned()),
+        // What the owner holds does not change by itself meanwhile.
+        settings: Some(|settings| settings.lease = chrono::TimeDelta::hours(1)),
+        ..Wish::default()
+    };
+    let api = Api::with(wish).await;
     set_cursor(&api, 0, 1_800_000_000).await;
     let (owner, stranger) = (api.node().await, api.requester().await);
     api.deposit(owner.address(), 1_000_000).await;
+    // Orders that can be handed in, by one or the other.
+    let orders = [orders_of(&api, &owner).await, orders_of(&api, &stranger).await].concat();
     let told = json!({
         "url": api.url,
         "owner": { "token": owner.token, "address": owner.name(), "nodeId": support::node_id(owner.address()) },
         "stranger": { "token": stranger.token, "address": stranger.name() },
         // What only the owner may change, or even see.
         "jobs": jobs_of(&api, &owner).await,
+        "orders": orders,
     });
     println!("{told}");
     let mut rest = Vec::new();
@@ -35,8 +47,24 @@ async fn main() {
     drop(anvil);
 }
 
+/// Ten orders of `user`, signed and announced in turn.
+async fn orders_of(api: &Api, user: &User) -> Vec<Value> {
+    let spec = spec(api.blob(b"input").await);
+    let order = |_| order(user.address(), &spec);
+    let all = (0..10).map(order).enumerate();
+    all.map(|(n, order)| if n % 2 == 0 { signed_submission(user, &order, &spec) } else { submission(&order, &spec) })
+        .collect()
+}
+
+fn signed_submission(user: &User, order: &Order, spec: &JobSpec) -> Value {
+    let digest = typed_data::job_id(order, &deployment().domain());
+    let mut body = submission(order, spec);
+    body["signature"] = json!(user.signer.sign_hash_sync(&digest).unwrap().to_string());
+    body
+}
+
 /// Jobs of one who is both requester and node: announced, signed, held and done.
-async fn jobs_of(api: &Api, owner: &User) -> serde_json::Value {
+async fn jobs_of(api: &Api, owner: &User) -> Value {
     let spec = spec(api.blob(b"input").await);
     let own = |nonce| Order { nonce, node: owner.address(), ..order(owner.address(), &spec) };
     let announced = own(9);
@@ -44,10 +72,7 @@ async fn jobs_of(api: &Api, owner: &User) -> serde_json::Value {
     let mut signed = Vec::new();
     for nonce in 1..=3 {
         let order = own(nonce);
-        let mut body = submission(&order, &spec);
-        let digest = typed_data::job_id(&order, &deployment().domain());
-        body["signature"] = json!(owner.signer.sign_hash_sync(&digest).unwrap().to_string());
-        api.post(owner, "/lit-compute/jobs/submit", body).await.ok();
+        api.post(owner, "/lit-compute/jobs/submit", signed_submission(owner, &order, &spec)).await.ok();
         signed.push(job_id(&order));
     }
     let (held, done) = (api.claim(owner).await.ok(), api.claim(owner).await.ok());

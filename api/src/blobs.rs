@@ -56,7 +56,7 @@ pub struct BlobBody {
 /// Store a content
 #[utoipa::path(
     put, path = "/lit-compute/blobs", tag = "contents", security(("bearer" = [])), params(PutQuery),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The bytes"),
+    request_body(content = Option<Vec<u8>>, content_type = "application/octet-stream", description = "The bytes"),
     responses(
         (status = 201, body = BlobBody),
         (status = 408, body = Problem, content_type = "application/problem+json", description = "`body_timeout`"),

@@ -77,7 +77,7 @@ impl<'de> Deserialize<'de> for NodeRef {
 #[into_params(parameter_in = Path)]
 struct NodePath {
     /// The node's id or address.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")]
     id: NodeRef,
 }
 
@@ -255,10 +255,10 @@ fn not_found() -> ApiError {
 struct NodesQuery {
     /// Most entries, 1 to 200.
     #[serde(default)]
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 200)]
     limit: Limit,
     /// `next` of the page before.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^0x[0-9a-fA-F]{40}$")]
     cursor: Option<WalletAddress>,
 }
 
@@ -316,10 +316,10 @@ struct NodeJobsQuery {
     status: Option<JobStatus>,
     /// Most entries, 1 to 200.
     #[serde(default)]
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 200)]
     limit: Limit,
     /// `next` of the page before.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^-?[0-9]{1,18}[.]0x[0-9a-fA-F]{64}$")]
     cursor: Option<Cursor>,
 }
 

@@ -91,11 +91,11 @@ struct NextQuery {
     node: WalletAddress,
     /// In which token; the native coin unless given.
     #[serde(default)]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^0x[0-9a-fA-F]{40}$")]
     token: Option<WalletAddress>,
     /// Who pays; the caller unless given. Contract wallets cannot sign in, and session keys ask for whom they sign.
     #[serde(default)]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^0x[0-9a-fA-F]{40}$")]
     requester: Option<WalletAddress>,
 }
 

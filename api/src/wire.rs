@@ -137,11 +137,11 @@ text!(
 );
 text!(
     Hash,
-    "^0x[0-9a-f]{64}$",
+    "^0x[0-9a-fA-F]{64}$",
     "32 bytes in hex",
     "0x8f1f2a4b3c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f7"
 );
-text!(HexBytes, "^0x([0-9a-f]{2})*$", "Bytes in hex", "0x0123456789abcdef");
+text!(HexBytes, "^0x([0-9a-fA-F]{2})*$", "Bytes in hex", "0x0123456789abcdef");
 
 #[cfg(test)]
 mod tests {

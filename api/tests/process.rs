@@ -35,7 +35,7 @@ fn serve(dir: &Path, database: &TestDatabase, deployment: &Path, rpc_url: &str, 
 }
 
 async fn wait_until_live(url: &str) {
-    for _ in 0..200 {
+    for _ in 0..1200 {
         if reqwest::get(format!("{url}/health/live")).await.is_ok_and(|answer| answer.status().is_success()) {
             return;
         }
@@ -153,10 +153,7 @@ async fn no_secret_is_in_what_it_logs_whatever_goes_wrong() {
         let file = |name| std::fs::File::create(dir.path().join(name)).unwrap();
         let (out, err) = (file("out"), file("err"));
         let child = command.env("RUST_LOG", "debug").stdout(out).stderr(err).spawn().unwrap();
-        if tokio::time::timeout(Duration::from_secs(8), wait_until_live(&format!("http://127.0.0.1:{port}")))
-            .await
-            .is_ok()
-        {
+        if timeout(Duration::from_secs(20), wait_until_live(&format!("http://127.0.0.1:{port}"))).await.is_ok() {
             let client = reqwest::Client::new();
             let url = format!("http://127.0.0.1:{port}/lit-compute/auth/session?token={secret}");
             client.get(url).bearer_auth(secret).header("idempotency-key", secret).send().await.unwrap();
@@ -225,4 +222,45 @@ async fn before_it_ends_it_says_that_it_is_not_ready_and_serves_on_until_balance
     // Who is impatient says so twice.
     kill_process(pid, Signal::TERM).unwrap();
     assert!(end_of(child).await.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_store_of_contents_it_says_so_and_does_everything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
+    let manifest = dir.path().join("deployment.json");
+    Deployment::deploy_fast(anvil.rpc_url(), DEV_KEYS[0], &manifest, DeployParams::default()).await.unwrap();
+    let (database, redis) =
+        (TestDatabase::create().await.unwrap(), Redis::start(RedisOptions::default()).await.unwrap());
+    let secret = "a secret that applications share, 0123456789";
+    let token = Command::new(env!("CARGO_BIN_EXE_littoral-api"))
+        .args(["session-token", "--user-id", "user_123"])
+        .env("SESSION_SECRET", secret)
+        .output();
+    let token = String::from_utf8(token.await.unwrap().stdout).unwrap().trim().to_owned();
+    let session = Command::new("redis-cli")
+        .args(["-u", redis.url(), "HSET", "session:user_123", "walletAddress"])
+        .arg(DEV_KEYS[1].address().to_string())
+        .output();
+    assert!(session.await.unwrap().status.success());
+
+    let port = ports::free_port().unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut command = serve(dir.path(), &database, &manifest, anvil.rpc_url(), port);
+    command.env("REDIS_URL", redis.url()).env("SESSION_SECRET", secret).stderr(Stdio::null());
+    command.env("BLOB_STORE", "s3://bucket/contents").env("AWS_ENDPOINT", "http://127.0.0.1:9");
+    command.env("AWS_ALLOW_HTTP", "true").env("AWS_REGION", "us-east-1");
+    let child = command.env("AWS_ACCESS_KEY_ID", "id").env("AWS_SECRET_ACCESS_KEY", "key").spawn().unwrap();
+    wait_until_live(&url).await;
+    let client = reqwest::Client::new();
+    let started = std::time::Instant::now();
+    let put = client.put(format!("{url}/lit-compute/blobs")).bearer_auth(&token).body("bytes").send().await.unwrap();
+    assert_eq!(put.status(), 503);
+    assert!(put.headers().contains_key("retry-after") && started.elapsed() < Duration::from_secs(40));
+    let session = client.get(format!("{url}/lit-compute/auth/session")).bearer_auth(&token).send().await.unwrap();
+    assert_eq!(session.status(), 200, "the rest goes on");
+    let ready: serde_json::Value = reqwest::get(format!("{url}/health/ready")).await.unwrap().json().await.unwrap();
+    let store = ready["checks"].as_array().unwrap().iter().find(|check| check["name"] == "store").unwrap();
+    assert_eq!((&ready["status"], &store["ok"]), (&serde_json::json!("unready"), &serde_json::json!(false)));
+    drop(child);
 }

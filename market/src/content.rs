@@ -112,7 +112,7 @@ impl utoipa::PartialSchema for ContentId {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
-            .pattern(Some("^bafkrei[a-z2-7]{52}$"))
+            .pattern(Some("^bafkrei[a-h][a-z2-7]{50}[aeimquy4]$"))
             .description(Some("A content's id: CIDv1, codec raw, hash sha2-256, in base32"))
             .examples(["bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"])
             .into()

@@ -35,9 +35,14 @@ def map_path_parameters(context, path_parameters):
 def map_body(context, body):
     """Half of the fences are the lease's own, and no one waits for work."""
     if isinstance(body, dict):
-        if "waitSecs" in body and isinstance(body["waitSecs"], int):
-            body["waitSecs"] = min(body["waitSecs"], 0) if body["waitSecs"] < 0 else 0
-        if isinstance(body.get("fence"), int) and picked(body).random() < 0.5:
+        # Fields that fit together, and their signature, cannot be made up.
+        if context.operation.path == "/lit-compute/jobs/submit" and picked(body).random() < 0.5:
+            order = picked(body).choice(TOLD["orders"])
+            return order if picked(body).random() < 0.7 else {**order, **{k: v for k, v in body.items() if k == "priority"}}
+        # What is no fence, or no time to wait, stays what it is.
+        if isinstance(body.get("waitSecs"), int) and 0 <= body["waitSecs"] <= 30:
+            body["waitSecs"] = 0
+        if isinstance(body.get("fence"), int) and 0 < body["fence"] < 2**63 and picked(body).random() < 0.5:
             body["fence"] = 1
     return body
 

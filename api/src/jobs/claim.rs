@@ -45,7 +45,6 @@ struct ClaimRequest {
     #[schema(minimum = 0, maximum = 30)]
     wait_secs: u64,
     /// Leases that the node holds. A lease of its own that is missing here is given again.
-    #[schema(nullable = false)]
     leases: Option<Vec<LeaseRef>>,
 }
 

@@ -47,16 +47,16 @@ struct ListQuery {
     /// Only this requester's.
     requester: Option<WalletAddress>,
     /// Only those that this node (id or address) holds or did.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")]
     node: Option<NodeRef>,
     /// Only those with this status.
     status: Option<JobStatus>,
     /// Most entries, 1 to 200.
     #[serde(default)]
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 200)]
     limit: Limit,
     /// `next` of the page before.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^-?[0-9]{1,18}[.]0x[0-9a-fA-F]{64}$")]
     cursor: Option<Cursor>,
 }
 
@@ -66,10 +66,10 @@ struct ListQuery {
 struct PendingQuery {
     /// Most entries, 1 to 200.
     #[serde(default)]
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 200)]
     limit: Limit,
     /// `next` of the page before.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^-?[0-9]{1,18}[.]0x[0-9a-fA-F]{64}$")]
     cursor: Option<Cursor>,
 }
 

@@ -31,10 +31,10 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 struct PaymentsQuery {
     /// Most entries, 1 to 200.
     #[serde(default)]
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 200)]
     limit: Limit,
     /// `next` of the page before.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^-?[0-9]{1,18}[.]0x[0-9a-fA-F]{64}$")]
     cursor: Option<Cursor>,
 }
 

@@ -10,6 +10,7 @@ mod auth;
 mod blobs;
 mod claim;
 mod complete;
+mod degraded;
 mod door;
 mod nodes;
 mod promised;
