@@ -115,7 +115,9 @@ async fn a_job_submitted_right_after_its_deposit_waits_until_that_is_indexed() {
     let requester = stage.requester.clone();
     let submission = tokio::spawn(async move { requester.run(args).await });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!submission.is_finished(), "it is not refused for what the API cannot know yet");
+    if submission.is_finished() {
+        panic!("it is not refused for what the API cannot know yet: {:?}", submission.await);
+    }
     assert_eq!(stage.known_jobs().await, known, "nor announced");
     stage.market.process(Service::Indexer).unwrap().signal(Signal::CONT).unwrap();
     let job = submission.await.unwrap().unwrap().text("jobId").unwrap().parse().unwrap();
