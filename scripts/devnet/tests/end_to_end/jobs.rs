@@ -106,6 +106,8 @@ async fn a_job_submitted_right_after_its_deposit_waits_until_that_is_indexed() {
     let mut stage = Stage::new().await;
     let known = stage.known_jobs().await;
     let price = (U256::from(PRICE) * U256::from(1000)).to_string();
+    // An order for a node whose stake is not indexed yet is refused for that.
+    stage.node_is_known().await;
     stage.market.process(Service::Indexer).unwrap().signal(Signal::STOP).unwrap();
     stage.requester.run(["deposit", &price]).await.unwrap();
     let (file, node) = (stage.file("input", b"in a hurry"), stage.node().to_string());

@@ -149,6 +149,20 @@ impl Stage {
         jobs.iter().filter_map(|job| job["jobId"].as_str()?.parse().ok()).collect()
     }
 
+    /// Waits until the API knows a node with a stake.
+    pub async fn node_is_known(&self) {
+        let started = Instant::now();
+        loop {
+            let page = self.get("/lit-compute/nodes").await.unwrap_or_default();
+            let nodes = page["nodes"].as_array().cloned().unwrap_or_default();
+            if nodes.iter().any(|node| node["stake"].as_str().is_some_and(|stake| stake != "0")) {
+                return;
+            }
+            assert!(started.elapsed() < WITHIN, "no node has a stake: {page}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits for a job that is not among `known`.
     pub async fn new_job(&self, known: &BTreeSet<B256>) -> B256 {
         let started = Instant::now();
