@@ -59,7 +59,6 @@ struct BulkClaimRequest {
     #[schema(minimum = 0, maximum = 30)]
     wait_secs: u64,
     /// Leases that the node holds. Those of its own that are missing here are given again.
-    #[schema(nullable = false)]
     leases: Option<Vec<LeaseRef>>,
 }
 

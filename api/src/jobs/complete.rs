@@ -47,7 +47,6 @@ struct CompleteRequest {
     /// What the receipt asks: at most the order's `maxPrice`.
     price: Amount,
     /// The digest inside `outputCID`, to be checked if given.
-    #[schema(nullable = false)]
     result_hash: Option<Hash>,
     /// The node's EIP-712 signature over `Receipt`.
     receipt_signature: HexBytes,

@@ -51,7 +51,6 @@ pub(super) struct SubmitRequest {
     #[schema(minimum = 0, maximum = 1000, default = 100)]
     priority: i32,
     /// No node is given the job earlier; well before the order's deadline.
-    #[schema(nullable = false)]
     not_before: Option<DateTime<Utc>>,
     /// Nodes of less reputation are not given the job.
     #[serde(default)]
@@ -62,7 +61,6 @@ pub(super) struct SubmitRequest {
     min_stake: Amount,
     /// The requester's EIP-712 signature over the order, by its key or ERC-1271: the job is then paid from the deposit.
     /// Without it the order is announced, and `openJob` has to follow.
-    #[schema(nullable = false)]
     signature: Option<HexBytes>,
 }
 
