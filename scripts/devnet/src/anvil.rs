@@ -88,6 +88,11 @@ impl Anvil {
     }
 }
 
+/// Where the Anvil at `rpc_url` also talks WebSocket: it does both on one port.
+pub fn ws_url(rpc_url: &str) -> String {
+    rpc_url.replacen("http", "ws", 1)
+}
+
 /// Waits until the node answers; returns its URL.
 async fn wait_until_it_listens(process: &mut Process, port: Option<u16>) -> anyhow::Result<String> {
     let address = match port {

@@ -16,7 +16,7 @@ mod process;
 mod redis;
 mod services;
 
-pub use anvil::{Anvil, AnvilOptions, DEV_KEYS, DevKey};
+pub use anvil::{Anvil, AnvilOptions, DEV_KEYS, DevKey, ws_url};
 pub use chain::{Chain, Holdings};
 pub use deployment::{DeployParams, Deployment, Manifest};
 pub use littoral::{Littoral, Said};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::process::{Launch, Process};
-use crate::{DevKey, MarketOptions, ports};
+use crate::{DevKey, MarketOptions, ports, ws_url};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -158,7 +158,11 @@ pub(crate) fn launch(service: Service, at: &Endpoints, options: &MarketOptions) 
             .env("REDIS_PREFIX", &at.redis_prefix)
     };
     let launch = match service {
-        Service::Indexer => stores(launch).arg("run").env("METRICS_BIND", &at.indexer_metrics),
+        Service::Indexer => {
+            let launch = stores(launch).arg("run").env("METRICS_BIND", &at.indexer_metrics);
+            // Of a chain that someone else runs it is not known whether there is one.
+            if options.rpc_url.is_none() { launch.env("RPC_WS_URL", ws_url(&at.rpc_url)) } else { launch }
+        }
         Service::Api => stores(launch)
             .arg("serve")
             .env("BIND", at.api_url.trim_start_matches("http://"))

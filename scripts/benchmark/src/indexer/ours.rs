@@ -58,6 +58,7 @@ pub async fn index(
         database_url: Some(url.clone()),
         rpc_url: Some(chain.rpc_url.clone()),
         deployment: Some(chain.deployment.path.clone()),
+        env: vec![(Service::Indexer, "RPC_WS_URL", devnet::ws_url(&chain.rpc_url))],
         ..MarketOptions::default()
     };
     let mut market = Market::servers(options).await?;
