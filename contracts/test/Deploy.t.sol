@@ -35,6 +35,9 @@ interface IDeploy {
 contract DeployTest is Test {
     /// @dev Of EIP-3860.
     uint256 internal constant MAX_INIT_CODE = 49_152;
+    /// @dev Of EIP-170, and what must be left of it.
+    uint256 internal constant MAX_CODE = 24_576;
+    uint256 internal constant ROOM = 1000;
     uint256 internal constant KEY = 0xbeef;
 
     address internal immutable OWNER = vm.addr(KEY);
@@ -93,6 +96,12 @@ contract DeployTest is Test {
 
     function test_InitCodeFitsWithinEip3860() external view {
         assertLe(vm.getCode("Deployment.sol:Deployment").length + 7 * 32, MAX_INIT_CODE);
+    }
+
+    function test_BothContractsAreDeployedWithRoomBelowEip170() external {
+        IDeployment deployment = _deploy();
+        assertLe(deployment.escrow().code.length, MAX_CODE - ROOM, "JobEscrow");
+        assertLe(deployment.registry().code.length, MAX_CODE - ROOM, "NodeRegistry");
     }
 
     /// @dev One test, because the environment belongs to the whole process.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.37;
 
+import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
+
 import {IJobEscrow, JobState, Order, SkipReason} from "../src/interfaces/IJobEscrow.sol";
 import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 import {Base} from "./Base.sol";
@@ -414,10 +416,11 @@ contract RegistryOwnerTest is Base {
     }
 
     function test_RevertWhen_AStrangerActsAsTheOwner() external {
+        bytes memory refused = abi.encodeWithSelector(Ownable.OwnableUnauthorizedAccount.selector, node.addr);
         vm.startPrank(node.addr);
-        vm.expectRevert();
+        vm.expectRevert(refused);
         registry.setMinStake(0);
-        vm.expectRevert();
+        vm.expectRevert(refused);
         registry.setPaused(true);
     }
 

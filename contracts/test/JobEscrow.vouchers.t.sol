@@ -111,11 +111,13 @@ contract RedeemTest is Base {
         emit IJobEscrow.SettlerSet(node.addr, settler, true);
         vm.prank(node.addr);
         escrow.setSettler(settler, true);
+        assertTrue(escrow.isSettler(node.addr, settler));
         vm.prank(settler);
         escrow.redeem(node.addr, NATIVE, _packed(vouchers));
         assertEq(escrow.earned(node.addr, NATIVE), 1);
         vm.prank(node.addr);
         escrow.setSettler(settler, false);
+        assertFalse(escrow.isSettler(node.addr, settler));
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotSettler.selector, node.addr, settler));
         vm.prank(settler);
         escrow.redeem(node.addr, NATIVE, _packed(vouchers));
