@@ -30,6 +30,7 @@ use crate::{
     error::{ApiError, ApiResult},
     http::Origin,
     jobs::{Funds, Tried},
+    realtime::{Hub, Tokens},
     store::BlobStore,
 };
 
@@ -111,6 +112,8 @@ pub struct Parts {
     pub store: BlobStore,
     /// How it behaves.
     pub settings: Settings,
+    /// Signs and checks realtime tokens.
+    pub tokens: Tokens,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
 }
@@ -130,6 +133,8 @@ pub struct Shared {
     pub wake: watch::Sender<u64>,
     /// Bounds how many claims ask the database at once, so that a wake-up of many nodes leaves connections to others.
     pub claim_slots: Semaphore,
+    /// What this process's clients follow.
+    pub hub: Hub,
     /// Whether requesters had enough for their signed orders when a claim last looked.
     pub funds: Funds,
     /// Waiting jobs that claims are about to lease.
@@ -151,7 +156,7 @@ pub struct Shared {
 }
 
 impl App {
-    /// The state of an API that works with `parts`.
+    /// The state of an API that works with `parts`. Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(Shared {
@@ -159,6 +164,7 @@ impl App {
             claim_slots: Semaphore::new(parts.settings.claim_slots),
             chain: Breaker::new("chain", CHAIN_PAUSE),
             cache: Cache::new(parts.redis.clone()),
+            hub: Hub::open(parts.redis.clone()),
             parts,
             wake: watch::Sender::new(0),
             funds: Funds::default(),

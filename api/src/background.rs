@@ -39,6 +39,7 @@ pub fn spawn(app: &App) -> JoinSet<()> {
     tasks.spawn(every(app.clone(), "sweeping the queue", CLOSE_EVERY, sweep_queue));
     tasks.spawn(wake_claims(app.clone()));
     let projector = Projector::new(app.parts.pool.clone(), app.parts.redis.clone(), Source::Work);
+    tasks.spawn(app.hub.presence().run(app.parts.redis.clone(), app.shutdown.clone()));
     tasks.spawn(projector.run(app.shutdown.clone().cancelled_owned()));
     tasks
 }

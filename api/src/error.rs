@@ -84,6 +84,8 @@ codes! {
     InsufficientStake = 403 "insufficient_stake",
     /// The node has not registered with this API
     ProfileMissing = 403 "profile_missing",
+    /// Only who is party to it may follow it
+    NotParty = 403 "not_party",
     /// Another node holds the job
     NotHolder = 403 "not_holder",
     /// There is no such route

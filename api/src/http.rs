@@ -23,7 +23,7 @@ use crate::{
     app::App,
     auth, blobs, chain, door,
     error::{ApiError, Code},
-    health, jobs, nodes, openapi, shared, vouchers,
+    health, jobs, nodes, openapi, realtime, shared, vouchers,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,8 +40,10 @@ pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
         .merge(jobs::routes())
         .merge(vouchers::routes())
         .merge(shared::routes())
+        .merge(realtime::routes())
         .layer(from_fn_with_state(app.clone(), in_time));
-    let (routes, api) = quick.merge(blobs::routes()).merge(jobs::waiting_routes()).split_for_parts();
+    let (routes, api) =
+        quick.merge(blobs::routes()).merge(jobs::waiting_routes()).merge(realtime::streams()).split_for_parts();
     let api = openapi::complete(api);
     let mut routes = routes
         .merge(openapi::routes(api.clone()))
@@ -49,6 +51,13 @@ pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(app.clone(), door::enter))
         .layer(CatchPanicLayer::custom(panicked));
+    let (sockets, io) = realtime::layer(app.clone());
+    routes = routes.layer(sockets);
+    let stop = app.shutdown.clone();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        io.close().await;
+    });
     let origins = &app.parts.settings.cors_origins;
     if !origins.is_empty() {
         routes = routes.layer(cors(origins)?);

@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod nodes;
 pub mod openapi;
 pub mod page;
+pub mod realtime;
 pub mod serve;
 pub mod server;
 pub mod settle;

@@ -28,6 +28,7 @@ use crate::{
     background,
     door::args::DoorArgs,
     http,
+    realtime::Tokens,
     server::{self, Limits},
     store::BlobStore,
 };
@@ -193,6 +194,7 @@ async fn open(args: &ServeArgs) -> anyhow::Result<App> {
     let redis = Client::open(&args.store.redis_url, Keys::new(args.store.redis_prefix.as_str()))
         .context("REDIS_URL is not usable")?;
     Ok(App::new(Parts {
+        tokens: Tokens::load(&pool).await.context("reading the key of realtime tokens")?,
         pool,
         redis,
         provider,

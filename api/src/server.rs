@@ -1,6 +1,12 @@
 //! The HTTP server under the router: bounded in connections, and in the time that each may take to say what it wants.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{Extension, Router, middleware::AddExtension, serve::Listener};
 use hyper_util::{
@@ -8,17 +14,24 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use socket2::SockRef;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tower::Layer;
 
 use crate::door::Peer;
 
 /// Most bytes of a request's line and header.
 const MAX_HEAD: usize = 64 * 1024;
+/// How long a client may leave what it was sent unacknowledged, or its window closed, before its connection is broken.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What clients may use up.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +43,7 @@ pub struct Limits {
     pub header_timeout: Duration,
 }
 
-/// Serves until `stop` is cancelled, then takes no more requests and lets those under way end.
+/// Serves until `stop` is cancelled, then takes no more requests and lets those under way end, and what became of them.
 pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(MAX_HEAD);
@@ -47,25 +60,73 @@ pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, st
             accepted = accepted => accepted,
             () = stop.cancelled() => break,
         };
-        let connection =
-            handle(Arc::clone(&builder), stream, Extension(Peer(peer)).layer(router.clone()), stop.clone());
-        connections.spawn(async move {
-            connection.await;
-            drop(slot);
-        });
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "a connection cannot be set up");
+        }
+        let connection = Connection { stream, _slot: slot, _tracked: connections.token() };
+        let service = Extension(Peer(peer)).layer(router.clone());
+        tokio::spawn(handle(Arc::clone(&builder), connection, service, stop.clone()));
     }
     drop(listener);
     connections.close();
     connections.wait().await;
 }
 
+/// What is small is sent at once, and a client that takes nothing does not keep what waits for it for good.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// A connection counts for as long as it is open, also when it is a WebSocket by then.
+struct Connection {
+    stream: TcpStream,
+    _slot: Result<OwnedSemaphorePermit, tokio::sync::AcquireError>,
+    _tracked: TaskTrackerToken,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 async fn handle(
     builder: Arc<Builder<TokioExecutor>>,
-    stream: TcpStream,
+    connection: Connection,
     service: AddExtension<Router, Peer>,
     stop: CancellationToken,
 ) {
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
+    let mut connection =
+        pin!(builder.serve_connection_with_upgrades(TokioIo::new(connection), TowerToHyperService::new(service)));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {

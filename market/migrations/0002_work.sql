@@ -42,6 +42,12 @@ create table feature_flag (
     updated_at timestamptz not null
 );
 
+-- Keys that all instances share and make for themselves.
+create table api_secret (
+    name   text primary key,
+    secret bytea not null check (octet_length(secret) >= 32)
+);
+
 -- Content that the object store holds.
 create table blob (
     cid        text primary key,

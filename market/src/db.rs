@@ -24,6 +24,7 @@ pub mod outbox;
 pub mod projection;
 pub mod queue;
 pub mod registry;
+pub mod secret;
 pub mod session;
 pub mod settlement;
 pub mod submission;

@@ -142,7 +142,7 @@ impl World {
         let blobs = Arc::new(tempfile::tempdir().unwrap());
         let settings = || Settings { lease: LEASE, deadline_margin: TimeDelta::seconds(60), ..Settings::default() };
         let instance = || app(&pool, &redis, &blobs, "http://127.0.0.1:9", settings());
-        let apps = [instance(), instance()];
+        let apps = [instance().await, instance().await];
         let mut world = Self {
             seed,
             now: DateTime::from_timestamp(START, 0).unwrap(),

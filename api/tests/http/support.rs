@@ -17,6 +17,7 @@ use littoral_api::{
     background,
     door::Limits,
     http,
+    realtime::Tokens,
     serve::install_metrics,
     server,
     store::BlobStore,
@@ -79,8 +80,9 @@ impl Drop for Api {
 }
 
 /// An API's state, without what serves it.
-pub fn app(pool: &PgPool, redis: &Client, blobs: &tempfile::TempDir, rpc_url: &str, settings: Settings) -> App {
+pub async fn app(pool: &PgPool, redis: &Client, blobs: &tempfile::TempDir, rpc_url: &str, settings: Settings) -> App {
     App::new(Parts {
+        tokens: Tokens::load(pool).await.unwrap(),
         pool: pool.clone(),
         redis: redis.clone(),
         provider: rpc::provider(&rpc_url.parse().unwrap()),
@@ -155,7 +157,7 @@ impl Api {
         if let Some(change) = change {
             change(&mut settings);
         }
-        let app = app(&pool, &redis, &blobs, rpc_url, settings);
+        let app = app(&pool, &redis, &blobs, rpc_url, settings).await;
         let (router, router_description) = http::router(app.clone()).unwrap();
         let background = background::spawn(&app);
         let stop = app.shutdown.clone();

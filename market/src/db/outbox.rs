@@ -151,15 +151,23 @@ pub async fn append_many(
     Ok(())
 }
 
+struct Row {
+    seq: i64,
+    entity: String,
+    key: Vec<u8>,
+    event: String,
+    created_at: DateTime<Utc>,
+}
+
+impl Row {
+    fn entry(self) -> Result<Entry, sqlx::Error> {
+        let entity = Entity::read(&self.entity, &self.key)?;
+        Ok(Entry { seq: self.seq, entity, event: self.event, created_at: self.created_at })
+    }
+}
+
 /// The first `limit` rows.
 pub async fn next(db: &mut PgConnection, source: Source, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
-    struct Row {
-        seq: i64,
-        entity: String,
-        key: Vec<u8>,
-        event: String,
-        created_at: DateTime<Utc>,
-    }
     let rows = match source {
         Source::Chain => {
             sqlx::query_as!(
@@ -180,12 +188,32 @@ pub async fn next(db: &mut PgConnection, source: Source, limit: i64) -> Result<V
             .await?
         }
     };
-    rows.into_iter()
-        .map(|row| {
-            let entity = Entity::read(&row.entity, &row.key)?;
-            Ok(Entry { seq: row.seq, entity, event: row.event, created_at: row.created_at })
-        })
-        .collect()
+    rows.into_iter().map(Row::entry).collect()
+}
+
+/// Those of the rows `seqs` that are there, in order.
+pub async fn among(db: &mut PgConnection, source: Source, seqs: &[i64]) -> Result<Vec<Entry>, sqlx::Error> {
+    let rows = match source {
+        Source::Chain => {
+            sqlx::query_as!(
+                Row,
+                "select seq, entity, key, event, created_at from chain_outbox where seq = any($1) order by seq",
+                seqs
+            )
+            .fetch_all(db)
+            .await?
+        }
+        Source::Work => {
+            sqlx::query_as!(
+                Row,
+                "select seq, entity, key, event, created_at from work_outbox where seq = any($1) order by seq",
+                seqs
+            )
+            .fetch_all(db)
+            .await?
+        }
+    };
+    rows.into_iter().map(Row::entry).collect()
 }
 
 /// Deletes rows that were applied. Those that are gone already are no error: who deletes holds no claim on them.

@@ -24,9 +24,10 @@ use crate::db::job_view::JobView;
 use crate::db::outbox::{Entity, Source};
 use crate::db::{job_view, node_view, projection};
 
-/// One script for all entities, so that a batch is applied in one step.
+/// One script for all entities, so that a batch is applied in one step, with what it publishes.
 const BATCH_LUA: &str = concat!(
-    "local function job(KEYS, ARGV)\n",
+    include_str!("lua/publish.lua"),
+    "\nlocal function job(KEYS, ARGV)\n",
     include_str!("lua/job.lua"),
     "\nend\nlocal function node(KEYS, ARGV)\n",
     include_str!("lua/node.lua"),
@@ -58,21 +59,30 @@ pub(super) struct Place {
     /// Number of the batch: one more than that of the one before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
-    /// The last row in it.
-    pub last: String,
+    /// The rows in it, as [`rows_text`] writes them.
+    pub rows: String,
     /// It is known to have been applied before, and not committed.
     pub again: bool,
 }
 
+/// The numbers of a batch's rows as one text.
+pub(super) fn rows_text(rows: &[i64]) -> String {
+    rows.iter().map(i64::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn rows_of(text: &str) -> Vec<i64> {
+    text.split(' ').filter_map(|row| row.parse().ok()).collect()
+}
+
 /// What became of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It is applied.
     Applied,
     /// So it is, but Redis has lost what came before and is to be filled anew.
     Gap,
-    /// It was applied before, up to this row.
-    Repeated(i64),
+    /// It was applied before, with these rows.
+    Repeated(Vec<i64>),
     /// Redis has seen later ones of this very database.
     Ahead,
 }
@@ -159,11 +169,11 @@ async fn send(
     let mut pipe = redis::pipe();
     // A Redis that was restarted has forgotten it; loading it again costs less than finding that out.
     pipe.cmd("SCRIPT").arg("LOAD").arg(BATCH_LUA).ignore().add_command(call);
-    let ((answer, last),): ((String, String),) = pipe.query_async(&mut redis.connection()).await?;
+    let ((answer, rows),): ((String, String),) = pipe.query_async(&mut redis.connection()).await?;
     Ok(match answer.as_str() {
         "gap" => Outcome::Gap,
         "ahead" => Outcome::Ahead,
-        "repeated" => Outcome::Repeated(last.parse().unwrap_or(0)),
+        "repeated" => Outcome::Repeated(rows_of(&rows)),
         _ => Outcome::Applied,
     })
 }

@@ -109,7 +109,7 @@ impl Cache {
         loop {
             match news.next().await {
                 // Something may have been missed.
-                Signal::Resumed => self.all().clear(),
+                Signal::Resumed | Signal::Listening(_) => self.all().clear(),
                 Signal::Message { payload, .. } => self.forget(&payload),
             }
         }

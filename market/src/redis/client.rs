@@ -82,15 +82,9 @@ impl Client {
         self.manager.clone()
     }
 
-    /// A connection of its own for subscriptions, after `subscribe` took effect on it.
-    pub(super) async fn subscribe(&self, channels: &[String]) -> RedisResult<redis::aio::PubSub> {
-        let connecting = async {
-            let mut connection = self.dedicated.get_async_pubsub().await?;
-            connection.subscribe(channels).await?;
-            Ok(connection)
-        };
-        let timed_out = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        tokio::time::timeout(LONGEST_WAIT, connecting).await.unwrap_or_else(|_| Err(timed_out()))
+    /// A connection of its own for subscriptions.
+    pub(super) async fn pubsub(&self) -> RedisResult<redis::aio::PubSub> {
+        self.dedicated.get_async_pubsub().await
     }
 }
 

@@ -6,6 +6,10 @@ use crate::db::flag::Flag;
 
 /// Tells which features are on.
 pub async fn tell(redis: &Client, flags: &[Flag]) -> Result<(), RedisError> {
+    // Nothing is no command.
+    if flags.is_empty() {
+        return Ok(());
+    }
     let mut commands = redis::pipe();
     for flag in flags {
         let (key, text) = (redis.keys().feature(&flag.name), if flag.enabled { "true" } else { "false" });

@@ -198,6 +198,30 @@ impl Keys {
         format!("{}leaderboard:nodes", self.prefix)
     }
 
+    /// String: when Redis was last found to have lost what it had told, and the generation of which it lost it.
+    #[must_use]
+    pub fn history_lost(&self) -> String {
+        format!("{}littoral:history", self.prefix)
+    }
+
+    /// Hash of those who follow `channel`, as JSON by member id; also the channel on which its changes are published.
+    #[must_use]
+    pub fn presence(&self, channel: &str) -> String {
+        format!("{channel}:presence")
+    }
+
+    /// Sorted set of the API's instances by the time in ms until which they count as alive.
+    #[must_use]
+    pub fn presence_instances(&self) -> String {
+        format!("{}littoral:presence", self.prefix)
+    }
+
+    /// Set of what an instance has noted: `{member id} {channel}`.
+    #[must_use]
+    pub fn presence_of(&self, instance: &str) -> String {
+        format!("{}littoral:presence:{instance}", self.prefix)
+    }
+
     /// String: names the database that this Redis was filled from. Gone after a flush, which is how a flush is noticed.
     #[must_use]
     pub fn generation(&self) -> String {
@@ -211,7 +235,7 @@ impl Keys {
         format!("{}littoral:rebuilding", self.prefix)
     }
 
-    /// Hash: number of the latest batch of an outbox that was applied, the indexer's epoch then, and the batch's last row.
+    /// Hash: number of the latest batch of an outbox that was applied, the indexer's epoch then, and the batch's rows.
     #[must_use]
     pub fn applied(&self, outbox: &str) -> String {
         format!("{}littoral:applied:{outbox}", self.prefix)

@@ -65,8 +65,7 @@ impl Projector {
                 tx.rollback().await?;
                 return Ok(applied);
             }
-            self.apply(&mut tx, &rows, now).await?;
-            let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
+            let seqs = self.apply(&mut tx, &rows, now).await?;
             outbox::remove(&mut tx, self.source, &seqs).await?;
             projection::advance(&mut tx, self.source).await?;
             tx.commit().await?;
@@ -74,28 +73,34 @@ impl Projector {
         }
     }
 
-    /// Applies `rows` as the next batch.
-    async fn apply(&self, tx: &mut PgConnection, rows: &[Entry], now: DateTime<Utc>) -> Result<(), ProjectError> {
+    /// Applies `rows` as the next batch, or those of a batch that was applied and not committed, and says which.
+    async fn apply(&self, tx: &mut PgConnection, rows: &[Entry], now: DateTime<Utc>) -> Result<Vec<i64>, ProjectError> {
         let progress = projection::progress(tx, self.source).await?;
         let mut place = Place {
             generation: progress.generation,
             epoch: progress.epoch.to_string(),
             batch: Some((progress.batch + 1).to_string()),
-            last: rows.iter().map(|row| row.seq).max().unwrap_or(0).to_string(),
+            rows: apply::rows_text(&numbers(rows)),
             again: false,
         };
-        let changes = changes_of(tx, self.source, rows, 0).await?;
+        let changes = changes_of(tx, self.source, rows).await?;
         match apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await? {
             Outcome::Applied => {}
             Outcome::Gap => {
                 tracing::warn!(source = ?self.source, batch = progress.batch, "Redis has lost changes; filling it anew");
             }
-            Outcome::Repeated(last) => {
-                // Whoever applied it died before it could commit. Rows of the chain come in order, so what was told then
-                // is known; those of others may have become visible since, and telling twice is better than never.
-                let told = if self.source == Source::Chain { last } else { 0 };
-                let changes = changes_of(tx, self.source, rows, told).await?;
+            Outcome::Repeated(told) => {
                 place.again = true;
+                // Whoever applied it died before it could commit, and what happened in its rows is known. Others have come
+                // since, or were earlier all the time and have become visible only now: they are the next batch.
+                let known = outbox::among(tx, self.source, &told).await?;
+                if !known.is_empty() {
+                    place.rows = apply::rows_text(&told);
+                    let silent = changes_of(tx, self.source, &known).await?.into_keys();
+                    let silent = silent.map(|entity| (entity, Vec::new())).collect();
+                    apply::project_batch(tx, &self.redis, self.source, &place, &silent, now).await?;
+                    return Ok(numbers(&known));
+                }
                 apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await?;
             }
             Outcome::Ahead => {
@@ -105,7 +110,7 @@ impl Projector {
                 apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await?;
             }
         }
-        Ok(())
+        Ok(numbers(rows))
     }
 
     /// What is to be done from time to time: fills Redis if it was flushed, and applies what time changed.
@@ -156,14 +161,16 @@ impl Projector {
     }
 }
 
-/// What `rows` name; what happened in those up to `told` is known already.
-async fn changes_of(tx: &mut PgConnection, source: Source, rows: &[Entry], told: i64) -> Result<Changes, ProjectError> {
+fn numbers(rows: &[Entry]) -> Vec<i64> {
+    rows.iter().map(|row| row.seq).collect()
+}
+
+/// What `rows` name.
+async fn changes_of(tx: &mut PgConnection, source: Source, rows: &[Entry]) -> Result<Changes, ProjectError> {
     let mut changes = Changes::new();
     for row in rows {
-        let events = changes.entry(row.entity).or_default();
-        if row.seq > told {
-            events.push(Event { name: row.event.clone(), at: row.created_at });
-        }
+        let event = Event { name: row.event.clone(), at: row.created_at };
+        changes.entry(row.entity).or_default().push(event);
     }
     if source == Source::Chain {
         // A node that appears on the chain or vanishes from it takes the keys that bear its id along.

@@ -6,6 +6,7 @@
 
 mod confirmation;
 mod connection;
+mod history;
 mod leader;
 mod projection;
 mod rebuild;

@@ -4,6 +4,7 @@
 mod apply;
 mod indexer;
 mod queue;
+mod realtime;
 mod settle;
 
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ enum Command {
     Indexer(indexer::Indexer),
     /// Submit, assign and complete many jobs, and compare the speed with BullMQ's on the same Redis
     Queue(queue::Queue),
+    /// Send many messages to many Socket.IO clients, and compare the cost and the time with those of the npm server
+    Realtime(realtime::Realtime),
     /// Settle many payments through the real settler, Postgres and Anvil, and compare the chain's logs with Postgres
     Settle(settle::Settle),
 }
@@ -35,6 +38,7 @@ async fn main() -> ExitCode {
         Command::Apply(apply) => apply.run().await,
         Command::Indexer(indexer) => indexer.run().await,
         Command::Queue(queue) => queue.run().await,
+        Command::Realtime(realtime) => realtime.run().await,
         Command::Settle(settle) => settle.run().await,
     };
     match result {

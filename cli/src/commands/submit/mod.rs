@@ -48,6 +48,12 @@ pub async fn submit(context: &Context, args: &SubmitArgs) -> anyhow::Result<()> 
     let records = context.records(&wallet.chain.deployment, wallet.address)?;
     // The order first: what is wrong with it should show before large files are sent.
     let template = Template::new(args, &wallet, info.assigner, files.len()).await?;
+    if template.trusts_assigner() {
+        context.out.note(
+            "no --node and no --arbiter: whoever holds the API's assigner key decides which staked node is paid, and \
+             nobody can dispute the result",
+        );
+    }
     let mut specs = Vec::new();
     for file in &files {
         let input = store(context, &api, file).await?;

@@ -88,6 +88,11 @@ impl Template {
         Ok(Self { order, least_nonce: covered.saturating_add(1) })
     }
 
+    /// Whether only the assigner's word says who is paid.
+    pub fn trusts_assigner(&self) -> bool {
+        self.order.node.is_zero() && self.order.arbiter.is_zero()
+    }
+
     /// The jobs, one for each spec, with nonces in a row.
     pub async fn drafts(self, chain: &Chain, records: &Records, specs: Vec<JobSpec>) -> anyhow::Result<Vec<Draft>> {
         let mut nonce = records.take_nonces(u64::try_from(specs.len())?, self.least_nonce)?;

@@ -1,10 +1,18 @@
--- Applies the snapshots of many entities in one step: what readers see of one they see of all. job and node are defined in
--- front of this, from job.lua and node.lua.
+-- Applies the snapshots of many entities in one step: what readers see of one they see of all. publish, job and node are
+-- defined in front of this, from publish.lua, job.lua and node.lua.
 -- KEYS: 1 what was applied last of this outbox, 2 generation, 3 token of a rebuild (unused here; it declares the slot)
 -- ARGV: 1 place in the outbox (JSON; see apply.rs), 2 key prefix, 3 version of the snapshots, 4 seconds to keep that, then for
 -- each entity its kind, its id and its snapshot (JSON; see plan.rs)
 local place, prefix = cjson.decode(ARGV[1]), ARGV[2]
 local answer = 'applied'
+
+-- What Redis had told it may have forgotten: whoever goes on from a place in it is told so, and not what stands there now.
+local marked_at, marked = string.match(redis.call('GET', prefix .. 'littoral:history') or '', '^(%S+) (.*)$')
+lost_at = marked_at or ''
+local function histories_are_lost()
+    lost_at = fresh_epoch()
+    redis.call('SET', prefix .. 'littoral:history', lost_at .. ' ' .. place.generation)
+end
 
 -- Batches of one outbox are numbered without gaps, under a lock in Postgres. A Redis that holds another database's contents, or
 -- none, is being filled anew and takes them as they come.
@@ -13,8 +21,12 @@ if place.batch then
     if kind ~= 'hash' and kind ~= 'none' then
         redis.call('DEL', KEYS[1])
     end
-    if redis.call('GET', KEYS[2]) == place.generation then
-        local known = redis.call('HMGET', KEYS[1], 'batch', 'epoch', 'last')
+    local generation = redis.call('GET', KEYS[2])
+    if generation and generation ~= place.generation and marked ~= place.generation then
+        histories_are_lost()
+    end
+    if generation == place.generation then
+        local known = redis.call('HMGET', KEYS[1], 'batch', 'epoch', 'rows')
         local batch, epoch = tonumber(known[1] or '-1'), tonumber(known[2] or '-1')
         local ours = tonumber(place.batch)
         if epoch > tonumber(place.epoch) or batch > ours then
@@ -24,10 +36,11 @@ if place.batch then
         elseif batch < ours - 1 then
             -- What lies between is lost, so all of it has to be made again.
             redis.call('DEL', KEYS[2])
+            histories_are_lost()
             answer = 'gap'
         end
     end
-    redis.call('HSET', KEYS[1], 'batch', place.batch, 'epoch', place.epoch, 'last', place.last)
+    redis.call('HSET', KEYS[1], 'batch', place.batch, 'epoch', place.epoch, 'rows', place.rows)
 end
 
 for index = 5, #ARGV, 3 do

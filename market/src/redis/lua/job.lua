@@ -164,9 +164,9 @@ if old_status == 'active' and old_node and plan.tell and not still_its then
     local state = plan.fields and plan.fields.state or 'removed'
     local command = { command = 'job.revoked', jobId = job, state = state }
     local text = cjson.encode(command)
-    redis.call('PUBLISH', prefix .. 'channel:node:' .. old_node .. ':commands', text)
+    publish(prefix .. 'channel:node:' .. old_node .. ':commands', text)
 end
 for _, message in ipairs(plan.messages) do
-    redis.call('PUBLISH', message[1], message[2])
+    publish(message[1], message[2])
 end
 return 1

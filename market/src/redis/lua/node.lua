@@ -68,6 +68,6 @@ if redis.call('EXISTS', prefix .. 'littoral:rebuilding') == 1 then
     end
 end
 for _, message in ipairs(plan.messages) do
-    redis.call('PUBLISH', message[1], message[2])
+    publish(message[1], message[2])
 end
 return 1

@@ -44,7 +44,13 @@ redis.call('DEL', staging .. 'owners', KEYS[1])
 for source = 1, 2 do
     local known = tonumber(redis.call('HGET', KEYS[2 + source], 'batch') or '-1')
     if known < tonumber(ARGV[3 + source]) then
-        redis.call('HSET', KEYS[2 + source], 'batch', ARGV[3 + source], 'epoch', '0', 'last', '0')
+        if known >= 0 then
+            -- It had forgotten some: what was told then may be forgotten too. See batch.lua.
+            local time = redis.call('TIME')
+            local epoch = string.format('%x%05x', time[1], time[2])
+            redis.call('SET', prefix .. 'littoral:history', epoch .. ' ' .. ARGV[2])
+        end
+        redis.call('HSET', KEYS[2 + source], 'batch', ARGV[3 + source], 'epoch', '0', 'rows', '')
     end
 end
 redis.call('SET', KEYS[2], ARGV[2])
