@@ -63,6 +63,26 @@ pub async fn enter(State(app): State<App>, mut request: Request, next: Next) -> 
     response
 }
 
+/// Lets a handshake of Socket.IO in, or not: it takes memory and a while before it is known whose it is, and passes no route.
+pub async fn greet(State(app): State<App>, request: Request, next: Next) -> Response {
+    let is_handshake = request.uri().path().starts_with("/socket.io")
+        && !request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("sid=")));
+    if !is_handshake {
+        return next.run(request).await;
+    }
+    let peer = request.extensions().get::<Peer>().copied().unwrap_or(NOWHERE);
+    let address = ClientAddress::of(peer, request.headers(), &app.parts.settings.trusted_proxies);
+    let verdict = limit::take(&app, Scope::Read, request.method(), &Caller::Anonymous, address).await;
+    match verdict {
+        Some(verdict) if !verdict.admitted => {
+            let mut response = limit::refusal(&verdict).into_response();
+            limit::tell(&verdict, response.headers_mut());
+            response
+        }
+        _ => next.run(request).await,
+    }
+}
+
 /// Answers a request that is let in.
 async fn admitted(app: &App, caller: &Caller, route: &str, request: Request, next: Next) -> ApiResult<Response> {
     if let Some(feature) = Feature::of(route) {

@@ -52,7 +52,7 @@ pub fn router(app: App) -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
         .layer(from_fn_with_state(app.clone(), door::enter))
         .layer(CatchPanicLayer::custom(panicked));
     let (sockets, io) = realtime::layer(app.clone());
-    routes = routes.layer(sockets);
+    routes = routes.layer(sockets).layer(from_fn_with_state(app.clone(), door::greet));
     let stop = app.shutdown.clone();
     tokio::spawn(async move {
         stop.cancelled().await;

@@ -7,7 +7,7 @@ use utoipa::{
         ContentBuilder, HttpMethod, Object, ObjectBuilder, Ref, RefOr, Required, ResponseBuilder, Server, Type,
         header::HeaderBuilder,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn},
-        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -38,6 +38,7 @@ pub const PAGE: &str = "/docs";
         (name = "contents", description = "Inputs and outputs, by content id"),
         (name = "jobs", description = "Orders announced, claimed, completed"),
         (name = "nodes", description = "Who does the work"),
+        (name = "realtime", description = "What happens, as it happens"),
         (name = "chain", description = "The chain, as the indexer has read it"),
         (name = "health", description = "Whether the process works")
     )
@@ -54,8 +55,10 @@ pub fn complete(mut api: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
              shares sessions",
         ))
         .build();
+    let realtime = ApiKeyValue::with_description("token", "The token that `POST /lit-compute/realtime/token` gives");
     let components = api.components.get_or_insert_default();
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    components.add_security_scheme("realtime", SecurityScheme::ApiKey(ApiKey::Query(realtime)));
     for (path, item) in &mut api.paths.paths {
         let operations = [
             (Method::GET, &mut item.get),

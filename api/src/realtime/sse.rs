@@ -48,19 +48,20 @@ pub struct NodePath {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct StreamQuery {
-    /// A token of `realtime/token` that names what is followed.
-    token: String,
+    /// A token of `realtime/token` that names what is followed. Described as what it is, a credential.
+    #[param(ignore)]
+    token: Option<String>,
     /// The place after which to go on, as `epoch:offset`; a header `Last-Event-ID` counts for more.
     since: Option<String>,
 }
 
 /// Follow a job as Server-Sent Events
 #[utoipa::path(
-    get, path = "/lit-compute/jobs/{jobId}/events", tag = "realtime", params(JobPath, StreamQuery),
+    get, path = "/lit-compute/jobs/{jobId}/events", tag = "realtime", security(("realtime" = [])),
+    params(JobPath, StreamQuery, ("Last-Event-ID" = Option<String>, Header, description = "As `since`, which it takes the place of")),
     responses(
         (status = 200, content_type = "text/event-stream", body = String,
          description = "`job:update` events; `subscribed` first, `history:lost` where some are not known"),
-        (status = 401, body = Problem, content_type = "application/problem+json"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`not_party`"),
     )
 )]
@@ -75,11 +76,11 @@ pub async fn job_events(
 
 /// Follow a node's commands as Server-Sent Events
 #[utoipa::path(
-    get, path = "/lit-compute/nodes/{nodeId}/events", tag = "realtime", params(NodePath, StreamQuery),
+    get, path = "/lit-compute/nodes/{nodeId}/events", tag = "realtime", security(("realtime" = [])),
+    params(NodePath, StreamQuery, ("Last-Event-ID" = Option<String>, Header, description = "As `since`, which it takes the place of")),
     responses(
         (status = 200, content_type = "text/event-stream", body = String,
          description = "`node:command` events; `subscribed` first, `history:lost` where some are not known"),
-        (status = 401, body = Problem, content_type = "application/problem+json"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`not_party`"),
     )
 )]
@@ -99,7 +100,8 @@ async fn follow(
     headers: HeaderMap,
 ) -> ApiResult<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let unknown = || ApiError::new(Code::Unauthenticated, "The token is not valid or has expired. Ask for another.");
-    let claims = app.parts.tokens.read(&query.token, clock::now()).ok_or_else(unknown)?;
+    let token = query.token.as_deref().ok_or_else(unknown)?;
+    let claims = app.parts.tokens.read(token, clock::now()).ok_or_else(unknown)?;
     if !claims.topics.contains(&topic) {
         return Err(ApiError::field(Code::NotParty, "token", "does not name what is followed"));
     }

@@ -10,7 +10,7 @@ use utoipa::openapi::HttpMethod;
 use crate::support::{Api, Reply, Wish, assigner, set_cursor};
 
 /// Every route there is. Written out, so that none comes or goes unnoticed.
-const ROUTES: [&str; 40] = [
+const ROUTES: [&str; 43] = [
     "GET /",
     "GET /api/status",
     "GET /health/live",
@@ -24,12 +24,14 @@ const ROUTES: [&str; 40] = [
     "GET /lit-compute/jobs/pending/list",
     "GET /lit-compute/jobs/stats",
     "GET /lit-compute/jobs/{jobId}",
+    "GET /lit-compute/jobs/{jobId}/events",
     "GET /lit-compute/leaderboard",
     "GET /lit-compute/nodes",
     "GET /lit-compute/nodes/{id}/jobs",
     "GET /lit-compute/nodes/{id}/payments",
     "GET /lit-compute/nodes/{id}/status",
     "GET /lit-compute/nodes/{id}/vouchers",
+    "GET /lit-compute/nodes/{nodeId}/events",
     "GET /lit-compute/vouchers",
     "GET /lit-compute/vouchers/next",
     "GET /metrics",
@@ -49,6 +51,7 @@ const ROUTES: [&str; 40] = [
     "POST /lit-compute/jobs/{jobId}/renew",
     "POST /lit-compute/nodes/heartbeat",
     "POST /lit-compute/nodes/register",
+    "POST /lit-compute/realtime/token",
     "POST /lit-compute/vouchers",
     "PUT /lit-compute/blobs",
 ];
@@ -71,7 +74,12 @@ async fn the_description_lists_every_route_and_every_route_is_served() {
         .collect();
     assert_eq!(described, ROUTES.iter().map(|route| (*route).to_owned()).collect());
     for (method, path) in operations(&api.router_description) {
-        let path = path.replace("{jobId}", "x").replace("{id}", "x").replace("{cid}", "x").replace("{address}", "x");
+        let path = path
+            .replace("{jobId}", "x")
+            .replace("{id}", "x")
+            .replace("{nodeId}", "x")
+            .replace("{cid}", "x")
+            .replace("{address}", "x");
         let reply = Reply::of(api.request(method_of(&method), &path, None)).await;
         assert_ne!(reply.status, 405, "{path}");
         assert_ne!(reply.body["code"], "no_route", "{path}");

@@ -3,7 +3,9 @@
 // Clippy excuses test functions only, not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod balanced;
 mod faults;
+mod slow;
 mod socket;
 mod stream;
 mod streams;

@@ -11,6 +11,7 @@ use devnet::{Anvil, AnvilOptions, DEV_KEYS, DeployParams, Deployment, Redis, Red
 use littoral_api::realtime::{Tokens, Topic};
 use market::db::outbox::{self, Entity, Source};
 use market::fold::{BondRecord, EscrowAccount, RegistryNode};
+use market::redis::{Client, keys::Keys};
 use market::{clock, db};
 use sqlx::PgPool;
 use tokio::process::{Child, Command};
@@ -110,6 +111,11 @@ impl World {
         command.arg(&words[1..]).query_async(&mut connection).await.unwrap()
     }
 
+    /// Our way to Redis.
+    pub fn client(&self) -> Client {
+        Client::open(self.redis.url(), Keys::default()).unwrap()
+    }
+
     /// The process of Redis.
     pub fn redis(&mut self) -> &mut devnet::Process {
         self.redis.process()
@@ -146,5 +152,12 @@ impl Instance {
         let pid = i32::try_from(self.process.id().unwrap()).unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::TERM)
             .unwrap();
+    }
+
+    /// The value of one of its metrics; zero if it has none of that name.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(0.0)
     }
 }

@@ -18,6 +18,7 @@ use clap::{Args, ValueEnum};
 use devnet::Postgres;
 use serde::Serialize;
 
+use crate::figures::rounded;
 use chain::{Chain, Density};
 use head::Head;
 use ours::{Cpu, Indexed};
@@ -252,8 +253,4 @@ fn median(mut of: Vec<f64>) -> Option<f64> {
 
 fn quotient(count: u64, by: f64) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / by
-}
-
-fn rounded(figure: f64) -> f64 {
-    (figure * 100.0).round() / 100.0
 }

@@ -2,7 +2,10 @@
 //! is one JSON object.
 
 mod apply;
+mod figures;
+mod http;
 mod indexer;
+mod people;
 mod queue;
 mod realtime;
 mod settle;
@@ -24,6 +27,8 @@ enum Command {
     Apply(apply::Apply),
     /// Index a chain full of events, and compare the speed with the node's own and Ponder's, the rows with the chain
     Indexer(indexer::Indexer),
+    /// Hand in signed orders over HTTP, singly and in bulk, and read jobs, beside what checking signatures alone allows
+    Http(http::Http),
     /// Submit, assign and complete many jobs, and compare the speed with BullMQ's on the same Redis
     Queue(queue::Queue),
     /// Send many messages to many Socket.IO clients, and compare the cost and the time with those of the npm server
@@ -36,6 +41,7 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Apply(apply) => apply.run().await,
+        Command::Http(http) => http.run().await,
         Command::Indexer(indexer) => indexer.run().await,
         Command::Queue(queue) => queue.run().await,
         Command::Realtime(realtime) => realtime.run().await,

@@ -12,11 +12,11 @@ mod redis_only;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use devnet::{Postgres, Redis, RedisOptions};
 use serde::Serialize;
 
+use crate::figures::{quantile, rounded};
 use bullmq::BullMq;
 use ours::Ours;
 
@@ -140,20 +140,4 @@ impl Queue {
             eprintln!("{what}");
         }
     }
-}
-
-/// The time, in milliseconds, that `share` of the `times` are within.
-fn quantile(times: &[Duration], share: f64) -> anyhow::Result<f64> {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let place = (0..sorted.len()).find(|index| quotient(index + 1, quotient(sorted.len(), 1.0)) >= share);
-    Ok(sorted.get(place.context("nothing was timed")?).context("nothing was timed")?.as_secs_f64() * 1000.0)
-}
-
-fn quotient(count: usize, by: f64) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / by
-}
-
-fn rounded(figure: f64) -> f64 {
-    (figure * 100.0).round() / 100.0
 }

@@ -16,6 +16,7 @@ use clap::Args;
 use devnet::{Market, MarketOptions};
 use serde::Serialize;
 
+use crate::figures::rounded;
 use clients::{Clients, Run};
 use servers::{Kind, Server, Stage};
 
@@ -187,8 +188,4 @@ fn middle(rounds: &[Round], figure: impl Fn(&Round) -> f64) -> f64 {
     let mut all: Vec<f64> = rounds.iter().map(figure).collect();
     all.sort_by(f64::total_cmp);
     rounded(all.get(all.len() / 2).copied().unwrap_or(0.0))
-}
-
-fn rounded(figure: f64) -> f64 {
-    (figure * 100.0).round() / 100.0
 }

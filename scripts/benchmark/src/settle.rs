@@ -4,7 +4,6 @@
 //! Postgres as the API writes it. Then the settler starts, and the clock with it. It stops when Postgres says of every channel
 //! that it has paid all that it owes, which it says only of what the indexer has seen on the chain.
 
-mod chain;
 mod verify;
 mod work;
 
@@ -12,14 +11,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use alloy::primitives::U256;
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::Args;
 use devnet::{Market, MarketOptions, Service};
 use market::{clock, db};
 use serde::Serialize;
 use sqlx::PgPool;
 
-use chain::People;
+use crate::figures::{quotient, rounded};
+use crate::people::{self, People};
 
 /// Options of `settle`.
 #[derive(Args)]
@@ -85,11 +85,11 @@ impl Settle {
         let pool = db::connect(&market.endpoints().database_url, 4).await?;
         db::migrate(&pool).await?;
         self.say("funding requesters, and nodes that let the settler redeem");
-        let people = chain::prepare(&market, self.requesters, self.nodes).await?;
+        let people = people::prepare(&market, self.requesters, self.nodes).await?;
         market.start_service(Service::Indexer).await?;
         self.say(&format!("signing and storing {} jobs", self.payments));
         let work = work::store(&pool, &people, self.payments, clock::now()).await?;
-        indexed(&pool, people.prepared_at).await?;
+        people.indexed(&pool).await?;
 
         self.say("settling");
         let started = Instant::now();
@@ -155,24 +155,4 @@ impl Settle {
 fn settler_settings() -> Vec<(Service, &'static str, String)> {
     let set = |name, value: &str| (Service::Settler, name, value.to_owned());
     vec![set("SETTLER_VOUCHER_GRACE", "0"), set("SETTLER_VOUCHER_WAIT", "2"), set("SETTLER_MAX_PENDING", "16")]
-}
-
-/// Waits until the indexer has applied `block`.
-async fn indexed(pool: &PgPool, block: u64) -> anyhow::Result<()> {
-    for _ in 0..600 {
-        let cursor = db::chain::cursor(&mut *pool.acquire().await?).await?;
-        if cursor.is_some_and(|cursor| cursor.block.number >= block) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    None.with_context(|| format!("the indexer has not reached block {block} within a minute"))
-}
-
-fn quotient(count: usize, by: f64) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / by
-}
-
-fn rounded(figure: f64) -> f64 {
-    (figure * 100.0).round() / 100.0
 }

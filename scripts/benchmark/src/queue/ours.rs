@@ -16,6 +16,7 @@ use littoral_api::app::{App, Parts, Settings};
 use littoral_api::background;
 use littoral_api::jobs::grant::{self, Ask};
 use littoral_api::jobs::{self, Draft, Handed, SignedDraft};
+use littoral_api::realtime::Tokens;
 use littoral_api::serve::install_metrics;
 use littoral_api::store::BlobStore;
 use littoral_api::wire::HexBytes;
@@ -33,7 +34,7 @@ use sqlx::PgPool;
 use tokio::task::JoinSet;
 use url::Url;
 
-use super::quotient;
+use crate::figures::quotient;
 
 pub const OPERATION: &str = "encrypt";
 const PRICE: u128 = 1000;
@@ -108,6 +109,7 @@ impl Ours {
         std::fs::create_dir_all(&blobs)?;
         let blobs = Url::from_directory_path(&blobs).ok().context("a directory without a URL")?;
         let app = App::new(Parts {
+            tokens: Tokens::load(&pool).await?,
             pool: pool.clone(),
             redis: client.clone(),
             provider: rpc::provider(&"http://127.0.0.1:9".parse()?),

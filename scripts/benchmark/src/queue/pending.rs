@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use market::{clock, redis};
 
 use super::ours::{OPERATION, Ours};
-use super::quotient;
+use crate::figures::quotient;
 
 /// How long claims are counted.
 const COUNTED: Duration = Duration::from_secs(5);

@@ -17,7 +17,7 @@ use market::redis::{Client, apply, queue};
 use market::{Amount, ContentId, clock};
 
 use super::ours::OPERATION;
-use super::quotient;
+use crate::figures::quotient;
 
 const REQUESTERS: usize = 20;
 /// Jobs that are put in at once.

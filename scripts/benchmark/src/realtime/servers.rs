@@ -98,7 +98,9 @@ impl Server {
                 .env("RPC_URL", &at.rpc_url)
                 .env("LITTORAL_DEPLOYMENT", &at.deployment)
                 .env("BLOB_STORE", format!("file://{}", stage.dir.join("blobs").display()))
-                .env("ASSIGNER_KEY", &stage.assigner),
+                .env("ASSIGNER_KEY", &stage.assigner)
+                // All clients come from one address.
+                .env("READER_RATE_LIMIT_BURST", "0"),
             Kind::SocketIo => launch.arg(home()?.join("server.mjs")).env("PORT", port.to_string()),
         }
         .spawn()?;

@@ -14,8 +14,8 @@ use market::fold::{ChainEvent, Contracts, Event, RawLog, time_of};
 use market::job::JobStatus;
 use sqlx::PgPool;
 
-use super::chain::People;
 use super::work::{PRICE, Stored};
+use crate::people::People;
 
 /// Most blocks whose logs are asked for at once.
 const BLOCKS: u64 = 10;

@@ -14,7 +14,7 @@ use market::job::Work;
 use market::typed_data;
 use sqlx::PgPool;
 
-use super::chain::People;
+use crate::people::People;
 
 /// What every job costs, in wei.
 pub const PRICE: u128 = 1_000_000_000;

@@ -1,5 +1,7 @@
 //! Requesters with deposits, and nodes that let the settler redeem their vouchers.
 
+use std::time::Duration;
+
 use alloy::network::{EthereumWallet, TransactionBuilder};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::providers::ext::AnvilApi;
@@ -10,7 +12,11 @@ use alloy::sol_types::SolCall;
 use anyhow::{Context, ensure};
 use devnet::Market;
 use market::abi::IJobEscrow;
+use market::db;
+use sqlx::PgPool;
 
+/// How long the indexer may take to see that they are ready.
+const INDEXED_WITHIN: Duration = Duration::from_secs(60);
 /// What every requester deposits, in wei: enough for any number of jobs.
 const DEPOSIT: u128 = 1_000_000_000_000_000_000;
 /// What every account has besides, for gas, in wei.
@@ -28,6 +34,24 @@ pub struct People {
     pub prepared_at: u64,
 }
 
+impl People {
+    /// Waits until the indexer has seen that they are ready.
+    pub async fn indexed(&self, pool: &PgPool) -> anyhow::Result<()> {
+        let reached = async {
+            loop {
+                let cursor = db::chain::cursor(&mut *pool.acquire().await?).await?;
+                if cursor.is_some_and(|cursor| cursor.block.number >= self.prepared_at) {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let late = || format!("the indexer has not reached block {} within a minute", self.prepared_at);
+        tokio::time::timeout(INDEXED_WITHIN, reached).await.with_context(late)?
+    }
+}
+
+/// Funds `requesters` with deposits, and has `nodes` let the settler redeem.
 pub async fn prepare(market: &Market, requesters: usize, nodes: usize) -> anyhow::Result<People> {
     let deployment = market::deployment::Deployment::read(&market.deployment().path)?;
     let requesters = signers("requester", requesters)?;
