@@ -129,7 +129,7 @@ async fn a_job_is_given_to_nodes_of_enough_stake_and_reputation_only() {
         let lease = api.claim(&rich).await.ok();
         assert_eq!(api.get(&format!("/lit-compute/jobs/{}", lease.job_id())).await.int("minReputation"), 90);
         assert_eq!(api.claim(&rich).await.status, 204);
-        assert_eq!(api.claim(&poor).await.ok().job_id() == first, false);
+        assert_ne!(api.claim(&poor).await.ok().job_id(), first);
         let order = Order { nonce: 9, maxPrice: 1, ..order(requester.address(), &spec(ContentId::of(b"input"))) };
         let refused = try_sign(&api, &requester, &order, json!({ "minReputation": 101 })).await;
         refused.is_problem(422, "invalid_field", Some("minReputation"));

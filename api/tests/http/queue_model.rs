@@ -321,7 +321,7 @@ impl World {
             _ => self.rng.random_range(0..100),
         });
         self.submit().await;
-        let count = if self.seed % 2 == 0 { 1 } else { self.rng.random_range(1..9) };
+        let count = if self.seed.is_multiple_of(2) { 1 } else { self.rng.random_range(1..9) };
         let acts: Vec<Act> = (0..count).filter_map(|_| self.draw()).collect();
         let instances: Vec<usize> = acts.iter().map(|_| self.rng.random_range(0..2)).collect();
         let doing = acts.iter().zip(instances).map(|(act, instance)| self.act(&self.apps[instance], act));

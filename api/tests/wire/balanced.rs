@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alloy::primitives::B256;
 use littoral_api::realtime::Topic;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -18,7 +18,8 @@ use crate::support::World;
 
 const JOB: B256 = B256::repeat_byte(0x11);
 const CLIENTS: usize = 30;
-const COUNT: usize = 300;
+/// Fewer than a history holds, so that it does not matter how long clients take to come back.
+const COUNT: usize = 240;
 
 /// Gives each connection to the next instance that takes it.
 struct Balancer {
@@ -84,14 +85,13 @@ async fn clients_of_three_instances_behind_a_balancer_miss_nothing_when_one_is_k
             ended.terminate();
         }
         world.happen(JOB, &format!("job.event{n}")).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let all: Vec<Value> = serde_json::from_str(&said().await.expect("the clients have ended")).unwrap();
     assert_eq!(all.len(), CLIENTS);
     for client in &all {
-        let seen = client["seen"].as_array().unwrap();
-        let misplaced = seen.iter().enumerate().find(|(n, event)| **event != format!("job.event{n}"));
-        assert_eq!((misplaced, seen.len()), (None, COUNT), "{client}");
-        assert_eq!((&client["lost"], &client["unrecovered"]), (&0.into(), &0.into()), "{client}");
+        assert_eq!((&client["seen"], &client["misplaced"]), (&json!(COUNT), &json!(-1)), "{client}");
+        assert_eq!((&client["lost"], &client["unrecovered"]), (&json!(0), &json!(0)), "{client}");
     }
     let moved = all.iter().filter(|client| client["connects"].as_u64().unwrap() > 1).count();
     assert!(moved >= CLIENTS * 2 / 3, "only {moved} of {CLIENTS} had to come again");
