@@ -157,7 +157,10 @@ impl Channel {
                 (Some(missed), Some(from)) => {
                     places.retain(|other| other.as_ref().is_none_or(|other| other.epoch != from.epoch));
                     let packets: Vec<Arc<Packet>> = missed.into_iter().filter_map(Packet::new).collect();
-                    let is_told = |member: &Member| member.position.as_ref().is_some_and(|at| at.epoch == from.epoch);
+                    // Not those before it, whose turn was and who are too slow even to be told that they lost something.
+                    let is_told = |member: &Member| {
+                        member.position.as_ref().is_some_and(|at| at.epoch == from.epoch && at.offset >= from.offset)
+                    };
                     self.each(is_told, |member, topic| member.tell_after(topic, &packets))
                 }
                 (_, from) => {
