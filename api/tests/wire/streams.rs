@@ -1,7 +1,7 @@
 //! What is told over Server-Sent Events and in Redis Streams, and to whom.
 
 use alloy::primitives::{Address, B256};
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use littoral_api::realtime::Topic;
 use serde_json::{Value, json};
@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::socket::Socket;
 use crate::stream::Events;
 use crate::support::World;
+
+/// What XREAD answers: for each stream its entries, each an id with its fields.
+type Streams = Vec<(String, Vec<(String, Vec<String>)>)>;
 
 const JOB: B256 = B256::repeat_byte(0x11);
 const OTHER: B256 = B256::repeat_byte(0x22);
@@ -70,7 +73,7 @@ async fn no_token_but_ones_own_that_names_it_opens_anything() {
     let key = world.token_key().await;
     let claims = |until: TimeDelta, audience: &str| {
         json!({
-            "aud": audience, "exp": (Utc::now() + until).timestamp(), "sub": Address::ZERO, "topics": [Topic::Job(JOB)],
+            "aud": audience, "exp": (market::clock::now() + until).timestamp(), "sub": Address::ZERO, "topics": [Topic::Job(JOB)],
         })
     };
     let hour = TimeDelta::hours(1);
@@ -83,7 +86,7 @@ async fn no_token_but_ones_own_that_names_it_opens_anything() {
     let unsigned = format!("{none}.{}.", parts[1]);
     let keeps_signature = format!("{none}.{}.{}", parts[1], parts[2]);
     let wider = base64_url(&json!({
-        "aud": "littoral-realtime", "exp": (Utc::now() + hour).timestamp(), "sub": Address::ZERO,
+        "aud": "littoral-realtime", "exp": (market::clock::now() + hour).timestamp(), "sub": Address::ZERO,
         "topics": [Topic::Job(JOB), Topic::Job(OTHER)],
     }));
     parts[1] = &wider;
@@ -168,7 +171,7 @@ async fn consumers_replay_everything_from_a_redis_stream() {
                 ">",
             ])
             .await;
-        let streams: Vec<(String, Vec<(String, Vec<String>)>)> = redis::from_redis_value(answer).unwrap();
+        let streams: Streams = redis::from_redis_value(answer).unwrap();
         let (id, fields) = &streams[0].1[0];
         assert_eq!((fields[0].as_str(), fields[2].as_str()), ("epoch", "message"));
         let message: Value = serde_json::from_str(&fields[3]).unwrap();
@@ -184,7 +187,7 @@ async fn consumers_replay_everything_from_a_redis_stream() {
     assert!(read.windows(2).all(|pair| pair[1] == pair[0] + 1), "{read:?}");
     // And from anywhere, without a group.
     let answer = world.command(&["XREAD", "STREAMS", "channel:global:events:stream", &format!("{}-0", read[1])]).await;
-    let streams: Vec<(String, Vec<(String, Vec<String>)>)> = redis::from_redis_value(answer).unwrap();
+    let streams: Streams = redis::from_redis_value(answer).unwrap();
     assert_eq!(streams[0].1.len(), 3);
 }
 
