@@ -32,7 +32,8 @@ use crate::people::{self, People};
 
 /// What every job may cost, in wei.
 const PRICE: u128 = 1_000_000_000;
-/// What every job is about.
+/// What is to be done, and what it is to be done with.
+const OPERATION: &str = "encrypt";
 const INPUT: &[u8] = b"input";
 /// How long signatures alone are checked.
 const CHECKED_FOR: Duration = Duration::from_secs(3);
@@ -115,7 +116,7 @@ impl Http {
         let pool = db::connect(&market.endpoints().database_url, 2).await?;
         db::migrate(&pool).await?;
         self.say("funding requesters, and signing their orders");
-        let people = people::prepare(&market, self.requesters, 0).await?;
+        let people = people::prepare(&market, self.requesters, 0).await?.with_node(&market, OPERATION).await?;
         market.start_service(Service::Indexer).await?;
         market.start_service(Service::Api).await?;
         people.indexed(&pool).await?;
@@ -162,7 +163,7 @@ impl Http {
         let deployment = market::deployment::Deployment::read(&market.deployment().path)?;
         let spec = JobSpec {
             inputCID: ContentId::of(INPUT).to_string(),
-            operation: "encrypt".to_owned(),
+            operation: OPERATION.to_owned(),
             params: String::new(),
         };
         let draft = Order {

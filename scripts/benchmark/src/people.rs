@@ -11,7 +11,7 @@ use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
 use anyhow::{Context, ensure};
 use devnet::Market;
-use market::abi::IJobEscrow;
+use market::abi::{IJobEscrow, INodeRegistry};
 use market::db;
 use sqlx::PgPool;
 
@@ -74,6 +74,28 @@ pub async fn prepare(market: &Market, requesters: usize, nodes: usize) -> anyhow
     }
     let prepared_at = send_all(&provider, deployment.escrow, calls).await?;
     Ok(People { requesters, nodes, domain: deployment.domain(), prepared_at })
+}
+
+impl People {
+    /// Has another account stake, as a node that does `operation`.
+    pub async fn with_node(mut self, market: &Market, operation: &str) -> anyhow::Result<Self> {
+        let deployment = market::deployment::Deployment::read(&market.deployment().path)?;
+        let node = signers("worker", 1)?.pop().context("there is no key")?;
+        let register = INodeRegistry::registerCall {
+            nodeId: keccak256(node.address()),
+            publicKey: vec![7; 32].into(),
+            payout: node.address(),
+            capacity: 1,
+            operations: vec![operation.to_owned()],
+            uri: String::new(),
+        };
+        let url = market.endpoints().rpc_url.parse()?;
+        let provider = ProviderBuilder::new().wallet(EthereumWallet::from(node.clone())).connect_http(url).erased();
+        let stake = deployment.registry_params.min_stake.0.to::<u128>();
+        let calls = vec![(node.address(), stake, register.abi_encode())];
+        self.prepared_at = send_all(&provider, deployment.registry, calls).await?;
+        Ok(self)
+    }
 }
 
 fn signers(role: &str, count: usize) -> anyhow::Result<Vec<PrivateKeySigner>> {
