@@ -15,7 +15,7 @@ use url::Url;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A subscription that says nothing for so long may be dead without knowing.
-const SILENCE: Duration = Duration::from_secs(60);
+pub const SILENCE: Duration = Duration::from_secs(60);
 /// Calling an endpoint may not take longer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -28,13 +28,14 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Listens to `newHeads` at `ws_url`, calling again for as long as it takes when the connection breaks.
+    /// Listens to `newHeads` at `ws_url`, calling again for as long as it takes when the connection breaks or says nothing for
+    /// `silence`, which is [`SILENCE`] but in tests.
     #[must_use]
-    pub fn listen(ws_url: Option<Url>) -> Self {
+    pub fn listen(ws_url: Option<Url>, silence: Duration) -> Self {
         let new_block = Arc::new(Notify::new());
         let mut listener = JoinSet::new();
         if let Some(url) = ws_url {
-            listener.spawn(listen(url, new_block.clone()));
+            listener.spawn(listen(url, silence, new_block.clone()));
         }
         Self { new_block, _listener: listener }
     }
@@ -54,11 +55,11 @@ pub fn describe_metrics() {
     describe_counter!("littoral_indexer_ws_heads_total", "blocks that the chain's WebSocket told");
 }
 
-async fn listen(url: Url, new_block: Arc<Notify>) {
+async fn listen(url: Url, silence: Duration, new_block: Arc<Notify>) {
     let mut pause = SHORTEST_PAUSE;
     let mut is_failing = false;
     loop {
-        let heard = listen_once(&url, &new_block).await;
+        let heard = listen_once(&url, silence, &new_block).await;
         gauge!("littoral_indexer_ws_connected").set(0.0);
         if heard.heads > 0 {
             (pause, is_failing) = (SHORTEST_PAUSE, false);
@@ -79,7 +80,7 @@ struct Heard {
     end: &'static str,
 }
 
-async fn listen_once(url: &Url, new_block: &Notify) -> Heard {
+async fn listen_once(url: &Url, silence: Duration, new_block: &Notify) -> Heard {
     let mut heads = 0;
     let subscribing = tokio::time::timeout(CONNECT_TIMEOUT, async {
         // Calling again is done here, so that one place knows whether there is a connection.
@@ -100,7 +101,7 @@ async fn listen_once(url: &Url, new_block: &Notify) -> Heard {
     // What was mined before is found by looking.
     new_block.notify_one();
     loop {
-        match tokio::time::timeout(SILENCE, subscription.recv()).await {
+        match tokio::time::timeout(silence, subscription.recv()).await {
             Ok(Ok(_)) => {}
             // Some were missed, which does not matter.
             Ok(Err(tokio::sync::broadcast::error::RecvError::Lagged(_))) => {}

@@ -11,6 +11,7 @@ use market::db::outbox::{self, Source as OutboxSource};
 use market::db::{indexing, verification};
 use market::deployment::Deployment;
 use market::fold::Contracts;
+use market::production::{self, EnvironmentArgs, Used};
 use market::redis::client::Client;
 use market::redis::keys::Keys;
 use market::redis::projector::Projector;
@@ -24,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::follower::{FollowError, Follower, Progress, Remedy, is_transient, stored_cursor};
-use crate::head::Hint;
-use crate::status::{self, Status};
+use crate::head::{self, Hint};
+use crate::status::{self, Limits, Measured, Status};
 use crate::verifying::{self, Verifying};
 
 /// Pause before a failed attempt is repeated; doubles up to the longest.
@@ -40,6 +41,8 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
 const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long an indexer that halted waits before it looks whether the reason is gone.
 const HALTED_PAUSE: Duration = Duration::from_secs(15);
+/// A chain on which nothing happens for so long is one that its node does not follow.
+const MAX_HEAD_AGE_SECS: u64 = 300;
 /// Id of local development chains, whose blocks come as fast as transactions do.
 const LOCAL_CHAIN_ID: u64 = 31337;
 
@@ -53,6 +56,10 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub chain: ChainArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub environment: EnvironmentArgs,
 
     /// WebSocket endpoint that tells new blocks, so that they are looked at without waiting for the interval
     #[arg(long, env = "RPC_WS_URL", value_name = "URL", hide_env_values = true)]
@@ -74,6 +81,11 @@ pub struct RunArgs {
     #[arg(long, env = "MAX_LAG_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_lag_secs: u64,
 
+    /// Seconds that the chain's latest block may be old before /health says so; 0 for any age [default: 300, or 0 on chain
+    /// 31337]
+    #[arg(long, env = "MAX_HEAD_AGE_SECS")]
+    pub max_head_age_secs: Option<u64>,
+
     /// Address and port on which to serve /live, /health and /metrics, such as 127.0.0.1:9102
     #[arg(long, env = "METRICS_BIND", value_name = "ADDRESS")]
     pub metrics_bind: Option<SocketAddr>,
@@ -81,6 +93,11 @@ pub struct RunArgs {
 
 /// Runs until `shutdown`, or until something is wrong that trying again does not mend.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if args.environment.environment.is_production() {
+        let (database_url, redis_url) = (Some(&*args.store.database_url), Some(&*args.store.redis_url));
+        let used = Used { database_url, redis_url, ..Used::default() };
+        production::refuse(&production::weaknesses(used).await)?;
+    }
     let deployment = Deployment::read(&args.chain.deployment)?;
     let contracts = Contracts::from(&deployment);
     let pool = db::connect(&args.store.database_url, args.store.database_max_connections)
@@ -92,13 +109,19 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         .context("REDIS_URL does not name a Redis server")?;
 
     let queue_depth = contracts.confirmation.queue().iter().map(|step| step.depth).max().unwrap_or(0);
-    let status = Status::new(Duration::from_secs(args.max_lag_secs), queue_depth);
+    let is_local = deployment.chain_id == LOCAL_CHAIN_ID;
+    let max_head_age = args.max_head_age_secs.unwrap_or(if is_local { 0 } else { MAX_HEAD_AGE_SECS });
+    let limits = Limits {
+        lag: Duration::from_secs(args.max_lag_secs),
+        head_age: (max_head_age > 0).then(|| Duration::from_secs(max_head_age)),
+    };
+    let status = Status::new(limits, queue_depth);
     if let Some(bind) = args.metrics_bind {
         status::serve(bind, status.clone(), shutdown.clone()).await?;
     }
     let Some(source) = connect(&args, &deployment, contracts, &status, &shutdown).await? else { return Ok(()) };
     let poll_interval = args.poll_interval_ms.map_or_else(
-        || if deployment.chain_id == LOCAL_CHAIN_ID { Duration::from_millis(50) } else { Duration::from_millis(500) },
+        || if is_local { Duration::from_millis(50) } else { Duration::from_millis(500) },
         Duration::from_millis,
     );
     let verifying = Verifying {
@@ -113,7 +136,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         verifying,
         source,
         status,
-        hint: Hint::listen(args.rpc_ws_url),
+        hint: Hint::listen(args.rpc_ws_url, head::SILENCE),
         poll_interval,
         deploy_block: deployment.deploy_block,
         max_range: args.max_log_range,
@@ -320,8 +343,13 @@ impl Service {
         let mut db = self.pool.acquire().await?;
         let (depth, oldest) = outbox::depth(&mut db, OutboxSource::Chain).await?;
         let verified = verification::last(&mut db).await?;
-        let finalized = indexing::standing(&mut db).await?.and_then(|standing| standing.finalized);
-        self.status.measured(finalized, (depth, oldest.map(|at| clock::now() - at)), verified);
+        let standing = indexing::standing(&mut db).await?;
+        self.status.measured(Measured {
+            finalized: standing.as_ref().and_then(|standing| standing.finalized),
+            mined_at: standing.and_then(|standing| standing.mined_at),
+            outbox: (depth, oldest.map(|at| clock::now() - at)),
+            verified,
+        });
         Ok(())
     }
 }

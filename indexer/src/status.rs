@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use market::clock;
 use market::db::verification::{Run, Verdict};
 use serde::Serialize;
 
@@ -20,10 +21,19 @@ pub use server::serve;
 /// is needed.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
+/// What a healthy leader may be without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long it may not have had all of the chain.
+    pub lag: Duration,
+    /// How old the chain's latest block may be; nothing if any age will do, as where blocks come with transactions only.
+    pub head_age: Option<Duration>,
+}
+
 /// What the process is doing, shared by whoever reports it.
 #[derive(Debug, Clone)]
 pub struct Status {
-    max_lag: Duration,
+    limits: Limits,
     queue_depth: u64,
     inner: Arc<Mutex<Inner>>,
 }
@@ -48,6 +58,21 @@ struct Leading {
     levels: Levels,
     outbox: Option<Outbox>,
     verified: Option<Run>,
+    /// Timestamp of the last applied block.
+    mined_at: Option<DateTime<Utc>>,
+}
+
+/// What the database says.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// Latest final block.
+    pub finalized: Option<u64>,
+    /// Timestamp of the last applied block.
+    pub mined_at: Option<DateTime<Utc>>,
+    /// What waits to be projected, and since when.
+    pub outbox: (i64, Option<TimeDelta>),
+    /// The last verification.
+    pub verified: Option<Run>,
 }
 
 /// Heights.
@@ -107,6 +132,8 @@ pub enum Word {
     Ok,
     /// It leads and is not where the chain is.
     Lagging,
+    /// It has all that the chain's nodes show, which is old: they are stuck, or cut off from the others.
+    Stuck,
     /// Something that it needs does not answer.
     Failing,
     /// The last verification found that the index is not what the chain says.
@@ -132,6 +159,8 @@ pub struct Health {
     pub lag_blocks: Option<u64>,
     /// Seconds since the index last had all of the chain.
     pub lag_secs: Option<u64>,
+    /// How old the last applied block is, in seconds.
+    pub head_age_secs: Option<u64>,
     /// What waits to be projected.
     pub outbox: Option<Outbox>,
     /// The last verification.
@@ -171,12 +200,12 @@ impl Verified {
 }
 
 impl Status {
-    /// A leader that has not had all of the chain for `max_lag` is not healthy. Blocks at least `queue_depth` deep are deep
+    /// A leader that is beyond `limits` is not healthy. Blocks at least `queue_depth` deep are deep
     /// enough for every job that is queued before it is final.
     #[must_use]
-    pub fn new(max_lag: Duration, queue_depth: u64) -> Self {
+    pub fn new(limits: Limits, queue_depth: u64) -> Self {
         let inner = Inner { started: Instant::now(), leading: None, alive_at: None, error: None };
-        Self { max_lag, queue_depth, inner: Arc::new(Mutex::new(inner)) }
+        Self { limits, queue_depth, inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// This process leads from now on.
@@ -192,6 +221,7 @@ impl Status {
                 levels: Levels::default(),
                 outbox: None,
                 verified: None,
+                mined_at: None,
             });
         });
         metrics::leading(true);
@@ -244,15 +274,16 @@ impl Status {
         metrics::failed();
     }
 
-    /// What the database says: final height, what waits in the outbox and since when, and the last verification.
-    pub fn measured(&self, finalized: Option<u64>, outbox: (i64, Option<TimeDelta>), verified: Option<Run>) {
-        let (depth, oldest) = outbox;
+    /// What the database says.
+    pub fn measured(&self, measured: Measured) {
+        let Measured { finalized, mined_at, outbox: (depth, oldest), verified } = measured;
         let oldest_secs = oldest.and_then(|age| age.to_std().ok()).map_or(0.0, |age| age.as_secs_f64());
         self.change(|inner| {
             let Some(leading) = &mut inner.leading else { return };
             leading.levels.finalized = finalized.or(leading.levels.finalized);
             leading.outbox = Some(Outbox { depth, oldest_secs });
             leading.verified = verified.or(leading.verified.take());
+            leading.mined_at = mined_at.or(leading.mined_at);
         });
     }
 
@@ -269,12 +300,13 @@ impl Status {
                 levels: Levels::default(),
                 lag_blocks: None,
                 lag_secs: None,
+                head_age_secs: None,
                 outbox: None,
                 verification: None,
                 error: inner.error.clone(),
             };
         };
-        let (status, error) = leading.condition(self.max_lag, inner.error.as_ref());
+        let (status, error) = leading.condition(self.limits, inner.error.as_ref());
         Health {
             status,
             role: "leader",
@@ -282,6 +314,7 @@ impl Status {
             levels: leading.levels,
             lag_blocks: leading.levels.lag(),
             lag_secs: Some(leading.lag().as_secs()),
+            head_age_secs: leading.head_age().map(|age| age.as_secs()),
             outbox: leading.outbox,
             verification: leading.verified.as_ref().map(Verified::of),
             error,
@@ -300,7 +333,12 @@ impl Leading {
         self.caught_up_at.unwrap_or(self.since).elapsed()
     }
 
-    fn condition(&self, max_lag: Duration, error: Option<&String>) -> (Word, Option<String>) {
+    /// How old the last applied block is. A leader that lags behind has newer ones to apply, and is told to be lagging.
+    fn head_age(&self) -> Option<Duration> {
+        Some((clock::now() - self.mined_at?).to_std().unwrap_or_default())
+    }
+
+    fn condition(&self, limits: Limits, error: Option<&String>) -> (Word, Option<String>) {
         if let Some(reason) = &self.halted {
             return (Word::Halted, Some(reason.clone()));
         }
@@ -310,9 +348,13 @@ impl Leading {
         if self.succeeded_at.unwrap_or(self.since).elapsed() > STALE_AFTER {
             return (Word::Failing, error.cloned());
         }
-        if self.lag() > max_lag {
+        if self.lag() > limits.lag {
             let reason = || format!("has not had all of the chain for {} s", self.lag().as_secs());
             return (Word::Lagging, Some(error.cloned().unwrap_or_else(reason)));
+        }
+        let has_all = self.levels.lag() == Some(0);
+        if let Some(age) = self.head_age().filter(|age| has_all && limits.head_age.is_some_and(|most| *age > most)) {
+            return (Word::Stuck, Some(format!("the chain's latest block is {} s old", age.as_secs())));
         }
         (Word::Ok, error.cloned())
     }
@@ -325,19 +367,23 @@ mod tests {
 
     use super::*;
 
+    fn within(lag: Duration) -> Status {
+        Status::new(Limits { lag, head_age: None }, 0)
+    }
+
     fn progress(head: u64, cursor: u64) -> Progress {
         Progress { head, cursor: BlockId { number: cursor, hash: B256::ZERO }, step: None }
     }
 
     #[test]
     fn a_leader_that_is_behind_for_too_long_is_lagging_until_it_has_caught_up() {
-        let status = Status::new(Duration::ZERO, 0);
+        let status = within(Duration::ZERO);
         status.leading(7);
         status.progress(&progress(10, 8));
         std::thread::sleep(Duration::from_millis(5));
         let health = status.health();
         assert_eq!((health.status, health.lag_blocks, health.epoch), (Word::Lagging, Some(2), Some(7)));
-        let patient = Status::new(Duration::from_secs(60), 0);
+        let patient = within(Duration::from_secs(60));
         patient.leading(7);
         patient.progress(&progress(10, 8));
         assert_eq!(patient.health().status, Word::Ok);
@@ -345,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_halt_is_told_with_its_reason_and_ends_with_the_next_step() {
-        let status = Status::new(Duration::from_secs(60), 0);
+        let status = within(Duration::from_secs(60));
         status.leading(1);
         status.halted(&std::io::Error::other("a log of our own contract"));
         let health = status.health();
@@ -356,7 +402,7 @@ mod tests {
 
     #[test]
     fn an_index_that_differs_from_the_chain_is_not_healthy() {
-        let status = Status::new(Duration::from_secs(60), 0);
+        let status = within(Duration::from_secs(60));
         status.leading(1);
         status.progress(&progress(10, 10));
         let at = DateTime::UNIX_EPOCH;
@@ -370,11 +416,46 @@ mod tests {
             differences: 1,
             detail: "Event JobOpened".to_owned(),
         };
-        status.measured(Some(4), (2, Some(TimeDelta::seconds(3))), Some(run));
+        let outbox = (2, Some(TimeDelta::seconds(3)));
+        status.measured(Measured { finalized: Some(4), outbox, verified: Some(run), ..Measured::default() });
         let health = status.health();
         assert_eq!(health.status, Word::Differs);
         assert_eq!(health.error.as_deref(), Some("blocks 3 to 9: Event JobOpened"));
         assert_eq!((health.levels.unfinal(), health.levels.final_lag()), (Some(6), Some(0)));
         assert_eq!(health.outbox, Some(Outbox { depth: 2, oldest_secs: 3.0 }));
+    }
+
+    #[test]
+    fn a_leader_whose_only_node_is_stuck_is_not_healthy() {
+        let limits = Limits { lag: Duration::from_secs(60), head_age: Some(Duration::from_secs(300)) };
+        let look = |limits, age, lag| {
+            let status = Status::new(limits, 0);
+            status.leading(1);
+            status.progress(&progress(10 + lag, 10));
+            let mined_at = Some(clock::now() - TimeDelta::seconds(age));
+            status.measured(Measured { mined_at, ..Measured::default() });
+            status.health()
+        };
+        let stuck = look(limits, 310, 0);
+        assert_eq!((stuck.status, stuck.head_age_secs.is_some_and(|age| age >= 310)), (Word::Stuck, true));
+        assert!(stuck.error.unwrap().starts_with("the chain's latest block is 31"));
+        assert_eq!(look(limits, 200, 0).status, Word::Ok);
+        // Ahead of this machine's clock.
+        assert_eq!(look(limits, -10, 0).head_age_secs, Some(0));
+        assert_eq!(look(limits, 10_000, 5).status, Word::Ok, "it is catching up");
+        assert_eq!(look(Limits { head_age: None, ..limits }, 10_000, 0).status, Word::Ok);
+    }
+
+    #[test]
+    fn how_far_it_is_behind_depends_on_how_deep_blocks_have_to_be() {
+        let levels = Levels { head: Some(100), finalized: Some(95), cursor: Some(90) };
+        assert_eq!((levels.lag(), levels.lag_of(3), levels.final_lag()), (Some(10), Some(7), Some(5)));
+        assert_eq!((levels.lag_of(10), levels.lag_of(64), levels.unfinal()), (Some(0), Some(0), Some(0)));
+        let level = Levels { cursor: Some(100), ..levels };
+        assert_eq!(
+            (level.lag(), level.lag_of(0), level.final_lag(), level.unfinal()),
+            (Some(0), Some(0), Some(0), Some(5))
+        );
+        assert_eq!((Levels::default().lag(), Levels::default().final_lag()), (None, None));
     }
 }

@@ -1,26 +1,30 @@
-//! Reorgs of a real chain, one block deep, five and forty, whenever they come: while the index is at the head, while it goes
-//! over from ranges to single blocks, and while it is down. Work on jobs that are gone with them is revoked.
+//! Reorgs of a real chain, one block deep, five and forty, whenever they come: while the index is at the head, when it has just
+//! gone over from ranges to single blocks, and while it is down. Work on jobs that are gone with them is revoked. And reorgs of
+//! blocks that are being read by ranges.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
 use alloy::providers::Provider;
 use chrono::TimeDelta;
 use futures::StreamExt;
-use littoral_indexer::follower::SETTLED_DISTANCE;
+use littoral_indexer::follower::{Progress, Remedy, SETTLED_DISTANCE};
 use market::abi::Order;
 use market::clock;
+use market::confirmation::{Finality, Policy, Step};
 use market::db::queue::{self, Line, Waiting};
 use market::db::{escrow, work};
 use market::fold::EscrowState;
 use market::job::Work;
 use serde_json::Value;
+use support::endpoint::{Endpoint, Faults};
 use support::mirror::{Mirror, fresh_keys};
-use support::{Chain, ETHER, Index, NODE, OTHER_REQUESTER, REQUESTER, spec};
+use support::{COIN, Chain, ETHER, Index, NODE, OTHER_REQUESTER, REQUESTER, spec};
 
 /// When a reorg comes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,13 +58,6 @@ async fn held(index: &Index) -> BTreeSet<B256> {
     held.into_iter().map(|held| held.job_id).collect()
 }
 
-/// Follows the chain to block `to`, or somewhat beyond where a step leads there.
-async fn follow_to(index: &mut Index, to: u64) {
-    while index.follower.cursor().number < to {
-        assert!(index.advance().await.unwrap().step.is_some(), "block {to} is there");
-    }
-}
-
 async fn open(chain: &Chain, nonce: &mut u64) -> (B256, Order) {
     *nonce += 1;
     let spec = spec(&nonce.to_string());
@@ -68,17 +65,19 @@ async fn open(chain: &Chain, nonce: &mut u64) -> (B256, Order) {
     (chain.open(&order, &spec).await, order)
 }
 
-/// Opens jobs in the last `depth` blocks of the chain, and has others opened and paid before.
-async fn fill(chain: &Chain, depth: u64, nonce: &mut u64) -> Vec<B256> {
+/// Has jobs opened and paid, and then opens one in a block that is to be replaced.
+async fn fill(chain: &Chain, nonce: &mut u64) -> B256 {
     let (_, paid) = open(chain, nonce).await;
     open(chain, nonce).await;
     chain.submit(vec![chain.result(&paid, 5)]).await;
-    let mut jobs = vec![open(chain, nonce).await.0];
-    if depth > 1 {
-        chain.mine(depth - 2).await;
-        jobs.push(open(chain, nonce).await.0);
-    }
-    jobs
+    open(chain, nonce).await.0
+}
+
+/// Mines what is left of the last `depth` blocks of the chain, of which the first is there; a job is opened in the last.
+async fn fill_up(chain: &Chain, depth: u64, nonce: &mut u64) -> Option<B256> {
+    let left = depth.checked_sub(2)?;
+    chain.mine(left).await;
+    Some(open(chain, nonce).await.0)
 }
 
 async fn reorg(chain: &Chain, depth: u64, moment: Moment, nonce: &mut u64) {
@@ -90,13 +89,22 @@ async fn reorg(chain: &Chain, depth: u64, moment: Moment, nonce: &mut u64) {
     let mut commands = client.get_async_pubsub().await.unwrap();
     commands.subscribe(keys.channel_node(node_id)).await.unwrap();
 
-    let jobs = fill(chain, depth, nonce).await;
-    let head = chain.provider.get_block_number().await.unwrap();
+    let mut jobs = vec![fill(chain, nonce).await];
     if moment == Moment::Handoff {
-        // By ranges as far as these go, and then into what is about to be replaced.
-        follow_to(&mut index, head - SETTLED_DISTANCE).await;
-        follow_to(&mut index, head - depth / 2).await;
+        // By ranges as far as blocks are final, and then, linked, into what is about to be replaced, of which not all is there.
+        let steps = index.catch_up().await;
+        let by_range = |step: &&Progress| step.step.unwrap().is_backfill;
+        let (ranges, linked) =
+            (steps.iter().filter(by_range).count(), steps.iter().filter(|step| !by_range(step)).count());
+        assert!(ranges > 0 && linked > 0, "{depth}: {ranges} steps by range, {linked} of linked blocks");
+        jobs.extend(fill_up(chain, depth, nonce).await);
+        let (head, cursor) = (chain.provider.get_block_number().await.unwrap(), index.follower.cursor().number);
+        assert!(
+            cursor > head - depth && (cursor < head || depth == 1),
+            "{cursor} is in the last {depth} of {head} blocks"
+        );
     } else {
+        jobs.extend(fill_up(chain, depth, nonce).await);
         index.catch_up().await;
     }
     let mut claimed = BTreeSet::new();
@@ -135,10 +143,18 @@ async fn reorg(chain: &Chain, depth: u64, moment: Moment, nonce: &mut u64) {
     assert_eq!(revoked, claimed, "{depth} {moment:?}");
 }
 
-async fn at_depth(depth: u64) {
-    let chain = Chain::start().await;
+/// A chain on which blocks are final with 64 on top, and jobs are queued at once.
+async fn funded() -> Chain {
+    let mut chain = Chain::start().await;
+    let at_once = Step { token: COIN, up_to: u128::MAX.into(), depth: 0 };
+    chain.deployment.confirmation = Policy::new(Finality::Depth(SETTLED_DISTANCE), false, vec![at_once]).unwrap();
     chain.register(NODE, ETHER).await;
     chain.deposit(REQUESTER, 100_000).await;
+    chain
+}
+
+async fn at_depth(depth: u64) {
+    let chain = funded().await;
     chain.mine(2 * SETTLED_DISTANCE).await;
     let mut nonce = 0;
     for moment in [Moment::Head, Moment::Handoff, Moment::Restart] {
@@ -159,4 +175,42 @@ async fn five_blocks_are_replaced_at_the_head_at_the_handoff_and_at_a_restart() 
 #[tokio::test]
 async fn forty_blocks_are_replaced_at_the_head_at_the_handoff_and_at_a_restart() {
     at_depth(40).await;
+}
+
+/// Blocks that are read by ranges are final, unless nobody trusts the chain: then any of them may be replaced while they are read.
+#[tokio::test]
+async fn blocks_are_replaced_while_they_are_read_by_ranges() {
+    let mut chain = Chain::start().await;
+    assert!(chain.deployment.confirmation.follows_reorgs_below_final());
+    chain.register(NODE, ETHER).await;
+    chain.deposit(REQUESTER, 100_000).await;
+    let mut nonce = 0;
+    for _ in 0..30 {
+        open(&chain, &mut nonce).await;
+        chain.mine(5).await;
+    }
+    let endpoint = Endpoint::before(&mut chain).await;
+    for depth in [1, 5, 40, 120] {
+        endpoint.set(Faults { delay: Duration::from_millis(50), ..Faults::default() });
+        let mut index = Index::with_range(&chain, 4).await;
+        let first = index.advance().await.unwrap();
+        let (head, cursor) = (chain.provider.get_block_number().await.unwrap(), first.cursor.number);
+        assert!(first.step.unwrap().is_backfill && cursor < head, "{cursor} of {head} blocks, {first:?}");
+        chain.reorg(depth).await;
+        chain.deposit(OTHER_REQUESTER, 5).await;
+        endpoint.set(Faults::default());
+        loop {
+            match index.advance().await {
+                Ok(progress) if progress.step.is_none() && progress.cursor.number > head => break,
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.remedy(), Remedy::Retry, "{error}"),
+            }
+        }
+        index.assert_equals_a_fresh_index(&chain).await;
+        // For the next ones there are as many blocks with jobs again.
+        for _ in 0..depth.div_ceil(6) {
+            open(&chain, &mut nonce).await;
+            chain.mine(5).await;
+        }
+    }
 }

@@ -7,8 +7,12 @@ mod support;
 use std::time::{Duration, Instant};
 
 use alloy::providers::Provider;
+use devnet::AnvilOptions;
 use littoral_indexer::follower::{FollowError, NEAR, Remedy, SETTLED_DISTANCE};
+use market::confirmation::{Finality, Policy};
+use market::db::confirmation;
 use market::source::SourceError;
+use metrics_exporter_prometheus::PrometheusBuilder;
 use support::endpoint::{Endpoint, Faults};
 use support::{Chain, ETHER, Index, NODE, REQUESTER, spec};
 
@@ -252,5 +256,52 @@ async fn where_two_endpoints_disagree_about_settled_blocks_none_is_taken_for_fin
     }
     assert!(index.follower.cursor().number > from);
     endpoints[1].set(Faults::default());
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn while_two_endpoints_disagree_nothing_becomes_final_and_that_is_counted() {
+    let metrics = PrometheusBuilder::new().install_recorder().unwrap();
+    let disagreements = || {
+        let rendered = metrics.render();
+        let line = rendered.lines().find_map(|line| line.strip_prefix("littoral_rpc_disagreements_total "));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    // All but the last two blocks are final.
+    let args = ["--slots-in-an-epoch".to_owned(), "1".to_owned()].to_vec();
+    let mut chain = Chain::start_with(AnvilOptions { args, ..AnvilOptions::default() }).await;
+    chain.deployment.confirmation = Policy::new(Finality::Tag, false, vec![]).unwrap();
+    chain.deposit(REQUESTER, 100_000).await;
+    chain.mine(NEAR + 10).await;
+    let endpoints = Endpoint::two_before(&mut chain).await;
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    let final_block = async |index: &Index| {
+        let mut db = index.pool.acquire().await.unwrap();
+        confirmation::standing(&mut db).await.unwrap().unwrap().final_block
+    };
+    let before = final_block(&index).await;
+    assert_eq!(before, Some(head(&chain).await - 2));
+    assert_eq!(disagreements(), 0);
+
+    endpoints[1].set(Faults { forked_at: before.unwrap() + 1, ..Faults::default() });
+    let begun = Instant::now();
+    while disagreements() < 2 {
+        chain.mine(1).await;
+        match index.advance().await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) => assert_eq!(error.remedy(), Remedy::Retry, "{error}"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "it asks every second or so");
+        assert_eq!(final_block(&index).await, before, "of two, nobody knows which is wrong");
+    }
+    assert!(index.follower.cursor().number > before.unwrap() + 2, "it is followed all the same");
+
+    endpoints[1].set(Faults::default());
+    while final_block(&index).await == before {
+        index.advance().await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(120), "now they agree");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     index.assert_equals_a_fresh_index(&chain).await;
 }

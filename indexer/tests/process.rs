@@ -4,10 +4,14 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use alloy::primitives::Address;
 use alloy::providers::Provider;
+use alloy::providers::ext::AnvilApi;
 use devnet::Postgres;
+use market::db::chain::canonical_state;
+use serde_json::json;
 use support::process::{SOON, Stores, assert_equals_a_fresh_index, caught_up, get, outcome};
 use support::{Chain, ETHER, NODE, OTHER_REQUESTER, REQUESTER, spec};
 
@@ -115,6 +119,118 @@ async fn health_and_metrics_say_how_far_it_is() {
     ] {
         assert!(metrics.contains(line), "{line} is missing in {metrics}");
     }
+}
+
+/// The value of a metric, named with its labels.
+fn metric<'a>(metrics: &'a str, name: &str) -> Option<&'a str> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+}
+
+/// A manifest like the chain's, changed by `edit`.
+fn manifest(chain: &Chain, stores: &Stores, edit: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
+    let mut manifest = serde_json::to_value(&chain.deployment).unwrap();
+    edit(&mut manifest);
+    let path = stores.logs.path().join("manifest.json");
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn a_reorg_below_what_is_final_halts_it_and_pages() {
+    let (chain, stores) = (Chain::start().await, Stores::start().await);
+    let path = manifest(&chain, &stores, |manifest| manifest["confirmation"] = json!({ "finality": 8 }));
+    let pool = stores.pool().await;
+    let bind = format!("127.0.0.1:{}", devnet::ports::free_port().unwrap());
+    chain.deposit(REQUESTER, 100).await;
+    chain.mine(30).await;
+    let launch = stores.indexer("halting", chain.anvil.rpc_url(), &path).env("METRICS_BIND", &bind);
+    let mut indexer = launch.spawn().unwrap();
+    caught_up(&pool, &chain).await;
+    assert_eq!(get(&bind, "/health").await.0, 200);
+    let state = async || canonical_state(&mut pool.acquire().await.unwrap()).await.unwrap();
+    let before = state().await;
+
+    chain.reorg(20).await;
+    chain.deposit(REQUESTER, 100).await;
+    let halted = async |_: &mut devnet::Process| get(&bind, "/health").await.1.contains("\"halted\"");
+    indexer.wait_until(SOON, halted).await.unwrap();
+    let (code, health) = get(&bind, "/health").await;
+    assert_eq!(code, 503);
+    assert!(health.contains("which was final; nothing was undone"), "{health}");
+    let (_, metrics) = get(&bind, "/metrics").await;
+    assert_eq!(metric(&metrics, "littoral_indexer_halted"), Some("1"));
+    let count = metric(&metrics, "littoral_indexer_final_reorgs_total").unwrap();
+    assert!(count.parse::<u64>().unwrap() >= 1, "{count}");
+    assert_eq!(metric(&metrics, "littoral_indexer_reorgs_total"), None, "none was followed");
+    assert_eq!(state().await, before);
+    assert_eq!(get(&bind, "/live").await.0, 200, "it is not to be started again for that");
+    assert!(indexer.is_running());
+}
+
+#[tokio::test]
+async fn how_far_it_is_behind_is_told_by_level() {
+    let (chain, stores) = (Chain::start().await, Stores::start().await);
+    let policy = json!({
+        "finality": 8,
+        "queue": [{ "token": Address::ZERO, "upTo": "5", "depth": 1 }, { "token": Address::ZERO, "upTo": "9", "depth": 3 }],
+    });
+    let path = manifest(&chain, &stores, |manifest| manifest["confirmation"] = policy);
+    let pool = stores.pool().await;
+    let bind = format!("127.0.0.1:{}", devnet::ports::free_port().unwrap());
+    chain.mine(20).await;
+    let launch = stores.indexer("levels", chain.anvil.rpc_url(), &path).env("METRICS_BIND", &bind);
+    let mut indexer = launch.spawn().unwrap();
+    caught_up(&pool, &chain).await;
+    let metrics = async || get(&bind, "/metrics").await.1;
+    let said = async |_: &mut devnet::Process| metric(&metrics().await, "littoral_indexer_unfinal_blocks") == Some("8");
+    indexer.wait_until(SOON, said).await.unwrap();
+    let all = metrics().await;
+    for level in ["head", "queue", "final"] {
+        let name = format!("littoral_indexer_lag_blocks{{level=\"{level}\"}}");
+        assert_eq!(metric(&all, &name), Some("0"), "{name} in {all}");
+    }
+    let head = chain.provider.get_block_number().await.unwrap();
+    for (name, height) in [("head", head), ("cursor", head), ("final", head - 8)] {
+        let name = format!("littoral_indexer_{name}_block");
+        assert_eq!(metric(&all, &name), Some(height.to_string().as_str()), "{name} in {all}");
+    }
+}
+
+#[tokio::test]
+async fn a_chain_that_stands_still_turns_health_red() {
+    let (chain, stores) = (Chain::start().await, Stores::start().await);
+    let pool = stores.pool().await;
+    let bind = format!("127.0.0.1:{}", devnet::ports::free_port().unwrap());
+    let launch = stores.indexer("stuck", chain.anvil.rpc_url(), &chain.manifest.path).env("METRICS_BIND", &bind);
+    let mut indexer = launch.env("MAX_HEAD_AGE_SECS", "4").spawn().unwrap();
+    caught_up(&pool, &chain).await;
+    let says = async |word: &str| get(&bind, "/health").await.1.contains(&format!("\"{word}\""));
+    indexer.wait_until(SOON, async |_| says("stuck").await).await.unwrap();
+    let (code, health) = get(&bind, "/health").await;
+    assert!(code == 503 && health.contains("the chain's latest block is "), "{code} {health}");
+    let (_, metrics) = get(&bind, "/metrics").await;
+    assert_eq!(metric(&metrics, "littoral_indexer_healthy"), Some("0"));
+    assert!(metric(&metrics, "littoral_indexer_head_age_seconds").unwrap().parse::<u64>().unwrap() >= 4);
+    // A chain that goes on is followed as before.
+    chain.provider.anvil_set_interval_mining(1).await.unwrap();
+    indexer.wait_until(SOON, async |_| says("ok").await).await.unwrap();
+}
+
+#[tokio::test]
+async fn in_production_stores_that_take_anyone_are_refused() {
+    let (chain, stores) = (Chain::start().await, Stores::start().await);
+    let start = |name: &str, environment: &str| {
+        let launch = stores.indexer(name, chain.anvil.rpc_url(), &chain.manifest.path);
+        launch.env("LITTORAL_ENV", environment).spawn().unwrap()
+    };
+    let (ok, output) = outcome(start("production", "production")).await;
+    assert!(!ok && output.contains("not fit for production (LITTORAL_ENV)"), "{output}");
+    assert!(output.contains("REDIS_URL: has no password"), "{output}");
+    assert!(output.contains("REDIS_URL: the server takes commands from whoever has no password"), "{output}");
+    let (ok, output) = outcome(start("misspelt", "Production!")).await;
+    assert!(!ok && output.contains("--env") && output.contains("lower-case letters"), "{output}");
+    let _staging = start("staging", "staging");
+    caught_up(&stores.pool().await, &chain).await;
 }
 
 #[tokio::test]

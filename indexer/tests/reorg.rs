@@ -10,11 +10,13 @@ use alloy::providers::ext::AnvilApi;
 use devnet::AnvilOptions;
 use littoral_indexer::follower::{FollowError, Remedy, SETTLED_DISTANCE};
 use market::abi::{IJobEscrow, Order};
+use market::confirmation::{Finality, Policy};
 use market::db::chain::{ApplyError, HEADERS_KEPT};
-use market::db::escrow;
 use market::db::outbox::{self, Entity, Source};
+use market::db::{confirmation, escrow};
 use market::fold::EscrowState;
 use proptest::strategy::{Strategy, ValueTree};
+use support::endpoint::{Endpoint, Faults};
 use support::{ASSIGNER, COIN, Chain, ETHER, Index, NODE, OTHER_REQUESTER, REQUESTER, spec};
 
 /// A chain with a funded requester and a staked node, and an index of it.
@@ -213,6 +215,80 @@ async fn old_headers_are_forgotten_and_reorgs_deeper_than_what_is_kept_refused()
     assert!(matches!(refused, FollowError::Apply(ApplyError::TooDeep { .. })), "{refused}");
     assert_eq!(refused.remedy(), Remedy::Stop);
     assert_eq!(index.state().await, before, "nothing is taken back");
+}
+
+/// A chain on which blocks are final with eight on top, with money moved in many of them.
+async fn with_finality() -> Chain {
+    let mut chain = Chain::start().await;
+    chain.deployment.confirmation = Policy::new(Finality::Depth(8), false, vec![]).unwrap();
+    chain.register(NODE, ETHER).await;
+    chain.deposit(REQUESTER, 10_000).await;
+    for nonce in 1..6 {
+        open_one(&chain, nonce).await;
+        chain.mine(7).await;
+    }
+    chain
+}
+
+async fn final_block(index: &Index) -> Option<u64> {
+    let mut db = index.pool.acquire().await.unwrap();
+    confirmation::standing(&mut db).await.unwrap().unwrap().final_block
+}
+
+#[tokio::test]
+async fn a_reorg_below_what_is_final_is_not_followed_and_undoes_nothing() {
+    let chain = with_finality().await;
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    let (before, cursor, finalized) = (index.state().await, index.follower.cursor(), final_block(&index).await);
+    assert_eq!(finalized, Some(cursor.number - 8));
+
+    chain.reorg(20).await;
+    // However often it looks, on whatever the chain does then, and after a restart.
+    for round in 0..4 {
+        let error = index.advance().await.unwrap_err();
+        let FollowError::FinalReorged { ancestor, finalized: was } = &error else { panic!("{error}") };
+        // Of blocks that were read by ranges, those without events are not kept.
+        assert!(was.number == cursor.number - 8 && *ancestor <= cursor.number - 20, "{error}");
+        assert_eq!(error.remedy(), Remedy::Stop);
+        match round {
+            0 => {}
+            1 => chain.mine(40).await,
+            _ => index.restart().await,
+        }
+    }
+    assert_eq!(index.state().await, before, "nothing is taken back, and nothing is applied");
+    assert_eq!((index.follower.cursor(), final_block(&index).await), (cursor, finalized));
+
+    // One that leaves what is final alone is followed.
+    let chain = with_finality().await;
+    let mut index = Index::of(&chain).await;
+    index.catch_up().await;
+    chain.reorg(8).await;
+    index.assert_equals_a_fresh_index(&chain).await;
+}
+
+#[tokio::test]
+async fn of_two_endpoints_one_that_reorgs_what_is_final_stops_nothing() {
+    let mut chain = with_finality().await;
+    let endpoints = Endpoint::two_before(&mut chain).await;
+    for wrong in [0, 1] {
+        let mut index = Index::of(&chain).await;
+        index.catch_up().await;
+        let head = chain.provider.get_block_number().await.unwrap();
+        endpoints[wrong].set(Faults { forked_at: head - 20, ..Faults::default() });
+        chain.deposit(REQUESTER, 5).await;
+        let mut tries = 0;
+        while index.follower.cursor().number <= head {
+            if let Err(error) = index.advance().await {
+                assert_eq!(error.remedy(), Remedy::Retry, "{error}");
+            }
+            tries += 1;
+            assert!(tries < 20, "it goes on with the endpoint that still has what is final");
+        }
+        endpoints[wrong].set(Faults::default());
+        index.assert_equals_a_fresh_index(&chain).await;
+    }
 }
 
 /// Canonical headers from the cursor down.

@@ -29,6 +29,7 @@ pub(super) fn describe() {
         "blocks of the chain that are at least at this level and are not indexed"
     );
     describe_gauge!("littoral_indexer_lag_seconds", "seconds since the index last had all of the chain");
+    describe_gauge!("littoral_indexer_head_age_seconds", "how old the last applied block is");
     describe_gauge!("littoral_indexer_unfinal_blocks", "indexed blocks that are not final");
     describe_gauge!("littoral_indexer_outbox_depth", "changes that wait to be projected to Redis");
     describe_gauge!("littoral_indexer_outbox_oldest_seconds", "since when the oldest of them waits");
@@ -68,7 +69,7 @@ pub fn verified(verdict: Verdict, differences: u64) {
 
 /// Sets what is read off the clock or off the database.
 pub(super) fn refresh(of: &Status) {
-    let Health { status, epoch, levels, lag_secs, outbox, verification, .. } = of.health();
+    let Health { status, epoch, levels, lag_secs, head_age_secs, outbox, verification, .. } = of.health();
     gauge!("littoral_indexer_healthy").set(if status == super::Word::Ok { 1.0 } else { 0.0 });
     gauge!("littoral_indexer_halted").set(if status == super::Word::Halted { 1.0 } else { 0.0 });
     let set = |name: &'static str, value: Option<u64>| {
@@ -81,6 +82,7 @@ pub(super) fn refresh(of: &Status) {
     set("littoral_indexer_final_block", levels.finalized);
     set("littoral_indexer_cursor_block", levels.cursor);
     set("littoral_indexer_lag_seconds", lag_secs);
+    set("littoral_indexer_head_age_seconds", head_age_secs);
     set("littoral_indexer_unfinal_blocks", levels.unfinal());
     let queue = levels.lag_of(of.queue_depth);
     for (level, lag) in [("head", levels.lag()), ("queue", queue), ("final", levels.final_lag())] {
