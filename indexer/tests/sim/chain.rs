@@ -85,8 +85,7 @@ pub struct Tree {
     pub blocks: BTreeMap<B256, Arc<Block>>,
     /// The branch that counts.
     pub best: Branch,
-    /// The last block that no reorg replaces: the manifest says where the contracts are created, and registrations stay, as
-    /// Redis goes on naming the nodes of jobs that are long paid.
+    /// The last block that no reorg replaces: the manifest says where the contracts are created.
     pub kept: u64,
     /// Transactions that a reorg threw out and that are not mined again yet.
     pool: Vec<Transaction>,
@@ -103,7 +102,7 @@ impl Tree {
         let mut tree = Self {
             blocks: BTreeMap::new(),
             best: Branch::default(),
-            kept: deploy_block + 1,
+            kept: deploy_block,
             pool: vec![],
             actions: action(ORDERS).boxed(),
             runner,

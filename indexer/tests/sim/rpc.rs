@@ -45,7 +45,12 @@ pub struct Faults {
     pub wrong_bloom: u32,
     /// Logs come twice, or in another order.
     pub disorder: u32,
+    /// The latest block is the one that was told before, whatever came since.
+    pub repeated: u32,
 }
+
+/// How the latest block is told twice, for those who count it.
+pub const REPEATED: &str = "told the same head again";
 
 impl Faults {
     /// Some of all: seldom, or so often that little gets through. Logs are left out where `omits`, but then the filters of
@@ -64,6 +69,7 @@ impl Faults {
             no_logs: if omits { one(15).min(15) } else { 0 },
             wrong_bloom: if omits { 0 } else { one(10) },
             disorder: one(30),
+            repeated: one(100),
         }
     }
 }
@@ -78,6 +84,8 @@ struct State {
     /// Views it had before.
     former: VecDeque<Branch>,
     faults: Faults,
+    /// The latest block that was told last.
+    told_head: Option<Arc<Block>>,
     /// Whether anything is answered.
     is_up: bool,
     /// Most blocks, and most logs, that one query may be about.
@@ -111,6 +119,7 @@ impl Endpoint {
             view,
             former: VecDeque::new(),
             faults: Faults::default(),
+            told_head: None,
             is_up: true,
             limits,
             is_ignorant,
@@ -150,6 +159,7 @@ impl Endpoint {
         let mut state = self.0.lock().unwrap();
         (state.view, state.faults, state.is_up) = (view, Faults::default(), true);
         state.former.clear();
+        state.told_head = None;
     }
 
     pub fn requests(&self) -> u64 {
@@ -242,7 +252,11 @@ impl State {
         let result = match method {
             "eth_chainId" => json!(format!("{:#x}", market::fold::model::CHAIN_ID)),
             "eth_getCode" => json!("0x60"),
-            "eth_blockNumber" => json!(format!("{:#x}", self.seen().last().unwrap().number)),
+            "eth_blockNumber" => json!(format!("{:#x}", self.latest().number)),
+            "eth_getBlockByNumber" if params[0] == "latest" => {
+                let head = self.latest();
+                self.block(Some(head))
+            }
             "eth_getBlockByNumber" => {
                 let view = self.seen();
                 self.block(by_number(&view, &params[0]))
@@ -264,6 +278,17 @@ impl State {
             return self.former[self.rng.random_range(0..self.former.len())].clone();
         }
         self.view.clone()
+    }
+
+    fn latest(&mut self) -> Arc<Block> {
+        let head = self.seen().last().unwrap().clone();
+        match self.told_head.clone() {
+            Some(told) if told.hash != head.hash && self.hit(self.faults.repeated, REPEATED) => told,
+            _ => {
+                self.told_head = Some(head.clone());
+                head
+            }
+        }
     }
 
     fn block(&mut self, block: Option<Arc<Block>>) -> Value {

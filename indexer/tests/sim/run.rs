@@ -9,9 +9,11 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use devnet::{Redis, TestDatabase};
 use market::confirmation::{Finality, Policy, Step};
+use market::db::outbox::Source;
 use market::fold::{Contracts, model};
 use market::redis::client::Client;
 use market::redis::keys::Keys;
+use market::redis::projector::Projector;
 use market::{Amount, db};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -21,11 +23,14 @@ use sqlx::PgPool;
 use super::chain::{DEEPEST, Tree};
 use super::check::{self, Broken, Looked};
 use super::process::{self, Process, Setup};
-use super::rpc::{Endpoint, FINALIZED, Faults};
+use super::rpc::{Endpoint, FINALIZED, Faults, REPEATED};
 use super::stores::{self, Database};
 
 /// Something that does not end in this time will not.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A reorg of more blocks is a deep one.
+const DEEP: u64 = 32;
 
 /// What a run did, for those who look whether the simulator does anything.
 #[derive(Debug, Default, Clone, Copy)]
@@ -33,11 +38,19 @@ pub struct Tally {
     pub blocks: usize,
     pub events: usize,
     pub reorgs: u64,
+    /// Of more than 32 blocks.
+    pub deep_reorgs: u64,
     pub faults: u64,
+    /// Of these, heads that were told again.
+    pub repeated: u64,
     pub kills: u64,
     pub freezes: u64,
+    pub crashes: u64,
     pub terminated: u64,
     pub redis_troubles: u64,
+    pub leases: u64,
+    /// Of these, those of jobs that are not on the chain in the end.
+    pub revoked: u64,
     pub checks: u64,
 }
 
@@ -181,7 +194,8 @@ impl<'a> Run<'a> {
     /// One thing happens.
     async fn step(&mut self) -> Result<(), Broken> {
         match self.rng.random_range(0..100) {
-            0..30 => self.grow(),
+            0..24 => self.grow(),
+            24..30 => self.claim().await,
             30..52 => self.reorg(),
             52..64 => self.trouble_endpoints(),
             64..72 => self.kill(),
@@ -213,8 +227,28 @@ impl<'a> Run<'a> {
         let count = self.rng.random_range(shortest..=depth + 2);
         self.tree.reorg(&mut self.rng, depth, count);
         self.tally.reorgs += 1;
+        self.tally.deep_reorgs += u64::from(depth > DEEP);
         self.note(format!("the last {depth} blocks replaced by {count}, up to {}", self.tree.head().number));
         self.spread();
+    }
+
+    /// A node takes some of the jobs that are open, as the API has it do.
+    async fn claim(&mut self) {
+        let (node, most) = (model::node(self.rng.random_range(0..3)), self.rng.random_range(1..6));
+        match stores::lease(&self.pool, node, most, self.setup.now).await {
+            Ok(count) => {
+                self.tally.leases += count;
+                self.note(format!("{node} takes {count} jobs"));
+            }
+            Err(error) => self.note(format!("jobs could not be taken: {error}")),
+        }
+        self.tell_work().await.ok();
+    }
+
+    /// Applies what the API has done, as the API does.
+    async fn tell_work(&self) -> Result<(), String> {
+        let projector = Projector::new(self.pool.clone(), self.client.clone(), Source::Work);
+        projector.drain(self.setup.now).await.map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Most endpoints see the new head, others go on with the one that they have.
@@ -304,6 +338,7 @@ impl<'a> Run<'a> {
 
     async fn trouble_postgres(&mut self) {
         if self.rng.random_bool(0.5) && self.database.crash().await {
+            self.tally.crashes += 1;
             return self.note("Postgres crashed and is back");
         }
         let (locks_only, part) = (self.rng.random_bool(0.3), if self.rng.random_bool(0.5) { 1.0 } else { 0.4 });
@@ -343,6 +378,8 @@ impl<'a> Run<'a> {
         for endpoint in &self.endpoints {
             let told = endpoint.take_told();
             self.tally.faults += u64::try_from(told.len()).unwrap();
+            let repeated = told.iter().filter(|what| what.ends_with(REPEATED)).count();
+            self.tally.repeated += u64::try_from(repeated).unwrap();
             self.trace.extend(told);
         }
         while let Some(n) = self.processes.iter().position(Process::is_over) {
@@ -380,9 +417,10 @@ impl<'a> Run<'a> {
                 turns = self.processes.iter().map(|process| process.turns() + 2).collect();
             }
             let all_turned = self.processes.iter().zip(&turns).all(|(process, turns)| process.turns() >= *turns);
-            let settled =
-                match check::is_settled(&self.pool, &self.tree, &self.setup.contracts.confirmation, &self.client).await
-                {
+            let policy = &self.setup.contracts.confirmation;
+            let settled = match self.tell_work().await {
+                Err(error) => error,
+                Ok(()) => match check::is_settled(&self.pool, &self.tree, policy, &self.client).await {
                     Ok(Ok(())) if all_turned && passes == 1 => break,
                     Ok(Ok(())) if all_turned => {
                         // What came with the last block may have brought about something more.
@@ -393,7 +431,8 @@ impl<'a> Run<'a> {
                     Ok(Ok(())) => "some are waiting".to_owned(),
                     Ok(Err(why)) => why,
                     Err(error) => error.to_string(),
-                };
+                },
+            };
             if self.processes.is_empty() {
                 self.start();
             }
@@ -425,6 +464,7 @@ impl<'a> Run<'a> {
         };
         let pool = db::connect(self.fresh.url(), 4).await.unwrap();
         process::catch_up(&setup, &pool).await;
+        self.tally.revoked = stores::copy_leases(&self.pool, &pool).await.unwrap();
         let theirs = db::chain::canonical_state(&mut pool.acquire().await.unwrap()).await.unwrap();
         if let Some(difference) = check::difference(&ours, &theirs) {
             return Err(Broken(format!("Postgres is not as from a fresh index: {difference}")));

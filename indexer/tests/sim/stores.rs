@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use alloy::primitives::Address;
+use chrono::{DateTime, TimeDelta, Utc};
 use devnet::{Postgres, Redis, TestDatabase};
 use market::db;
 use market::db::node_profile::{self, Profile};
+use market::db::outbox::{self, Entity, Source};
+use market::db::queue::{self, Line, Waiting};
+use market::db::types::DbHash;
 use market::fold::{model, time_of};
+use market::job::Work;
 use market::redis::client::Client;
 use market::redis::dump::dump;
 use serde_json::Value;
 use sqlx::PgPool;
 
+/// How long a node has a job; no time passes.
+const LEASE: TimeDelta = TimeDelta::minutes(10);
 /// High half of the key of the advisory locks of leaders.
 const LOCKS: i64 = 0x6c69_7474;
 
@@ -162,6 +170,51 @@ pub async fn terminate(pool: &PgPool, locks_only: bool, part: f64) -> Result<i64
     )
     .fetch_one(&mut *db)
     .await
+}
+
+/// Gives up to `most` open jobs that nobody ever had to `node`, as the API does. How many.
+pub async fn lease(pool: &PgPool, node: Address, most: i64, now: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let (mut tx, expires_at) = (pool.begin().await?, now + LEASE);
+    let jobs = sqlx::query_scalar!(
+        r#"select e.job_id as "job_id: DbHash" from escrow_job e
+           where e.state = 'open' and not exists (select from job_work w where w.job_id = e.job_id)
+           order by e.job_id limit $1"#,
+        most
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    let line = Line { operation: "encrypt".to_owned(), order_node: Address::ZERO, requester: Address::ZERO };
+    let leases = jobs.iter().map(|DbHash(job_id)| {
+        let work = Work::default();
+        let after = work.claim(node, now, LEASE).unwrap();
+        (Waiting { job_id: *job_id, work, line: line.clone() }, after)
+    });
+    let leases: Vec<(Waiting, Work)> = leases.collect();
+    if !leases.is_empty() {
+        queue::lease(&mut tx, node, &leases, expires_at, now).await?;
+    }
+    for DbHash(job_id) in jobs {
+        outbox::append(&mut tx, Source::Work, Entity::Job(job_id), "job.claimed", now).await?;
+    }
+    tx.commit().await?;
+    Ok(u64::try_from(leases.len()).unwrap())
+}
+
+/// Has the nodes of another database hold the same leases. How many are of jobs that are not on the chain.
+pub async fn copy_leases(from: &PgPool, to: &PgPool) -> Result<u64, sqlx::Error> {
+    let work = sqlx::query_scalar!(r#"select coalesce(jsonb_agg(to_jsonb(w)), '[]') as "work!" from job_work w"#)
+        .fetch_one(from)
+        .await?;
+    sqlx::query!("insert into job_work select * from jsonb_populate_recordset(null::job_work, $1)", work)
+        .execute(to)
+        .await?;
+    let lost = sqlx::query_scalar!(
+        r#"select count(*) as "lost!" from job_work w
+           where w.state = 'leased' and not exists (select from job_order o where o.job_id = w.job_id)"#
+    )
+    .fetch_one(to)
+    .await?;
+    Ok(u64::try_from(lost).unwrap())
 }
 
 /// Runs one Redis command.

@@ -221,19 +221,30 @@ pub async fn due_ids(
     Ok(rows.into_iter().map(|row| (row.created_at, row.job_id.0)).collect())
 }
 
-/// Jobs whose Redis state names one of `nodes`: leased by it, or done by it and not closed for good.
-pub async fn ids_of_nodes(db: &mut PgConnection, nodes: &[Address]) -> Result<Vec<B256>, sqlx::Error> {
+/// Jobs whose Redis state may name one of `nodes`: leased by it, or done by it and not closed before `closed_since`. What a job
+/// says of its node follows from the view `job_view`; some that do not name it may be among them.
+pub async fn ids_of_nodes(
+    db: &mut PgConnection,
+    nodes: &[Address],
+    closed_since: DateTime<Utc>,
+) -> Result<Vec<B256>, sqlx::Error> {
     let nodes: Vec<DbAddress> = nodes.iter().copied().map(DbAddress).collect();
     let rows = sqlx::query_scalar!(
         r#"select w.job_id as "job_id!: DbHash" from job_work w where w.state = 'leased' and w.node = any($1)
         union
-        select p.job_id from payment_due p join job_status e on e.job_id = p.job_id
-        where p.node = any($1) and p.closed_at is null and e.status in ('completed', 'settling')
+        select e.job_id from escrow_job e where e.node = any($1) and (e.closed_at is null or e.closed_at >= $2)
         union
-        select e.job_id from escrow_job e cross join chain_level l
-        where e.node = any($1)
-            and (e.state in ('submitted', 'disputed') or (e.state = 'paid' and e.closed_block > l.final_number))"#,
-        &nodes[..] as _
+        -- The chain need not know who completed it: the order may be refunded, or paid by a voucher.
+        select c.job_id from job_completion c
+        left join escrow_job e on e.job_id = c.job_id
+        left join signed_order g on g.job_id = c.job_id
+        where c.node = any($1) and (
+            e.closed_at >= $2 or g.closed_at >= $2
+            or (g.job_id is not null and g.closed_at is null)
+            or (g.job_id is null and e.closed_at is null)
+        )"#,
+        &nodes[..] as _,
+        closed_since
     )
     .fetch_all(db)
     .await?;

@@ -192,6 +192,21 @@ pub async fn held(db: &mut PgConnection, node: Address, now: DateTime<Utc>) -> R
         .collect())
 }
 
+/// Those of `job_ids` that are leased, whatever the chain says of them, with the ids of the nodes that have the leases. Nodes
+/// without an id are left out.
+pub async fn leases(db: &mut PgConnection, job_ids: &[B256]) -> Result<HashMap<B256, B256>, sqlx::Error> {
+    let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();
+    let rows = sqlx::query!(
+        r#"select w.job_id as "job_id: DbHash", r.node_id as "node_id: DbHash"
+           from job_work w join registry_node r on r.node = w.node
+           where w.state = 'leased' and w.job_id = any($1)"#,
+        &ids[..] as _
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.job_id.0, row.node_id.0)).collect())
+}
+
 /// Writes what became of the work on a job: from `before`, which the caller has locked, to `after`. An error if the row is
 /// not what `before` says.
 pub async fn save(

@@ -22,7 +22,8 @@ use super::keys::VERSION_TTL_SECS;
 use super::plan::{self, Event};
 use crate::db::job_view::JobView;
 use crate::db::outbox::{Entity, Source};
-use crate::db::{job_view, node_view, projection};
+use crate::db::{job_view, node_view, projection, work};
+use crate::job::JobStatus;
 
 /// One script for all entities, so that a batch is applied in one step, with what it publishes.
 const BATCH_LUA: &str = concat!(
@@ -121,11 +122,22 @@ pub(super) async fn project_batch(
     let node_views: HashMap<Address, _> =
         node_view::by_addresses(tx, &nodes).await?.into_iter().map(|view| (view.node, view)).collect();
 
+    // What somebody has a lease of and does not hold: taken off the chain, or closed there.
+    let lost: Vec<B256> = jobs
+        .iter()
+        .filter(|id| {
+            job_views.get(*id).is_none_or(|view| view.lease.is_some() && view.status(now) != JobStatus::Active)
+        })
+        .copied()
+        .collect();
+    let leases = if lost.is_empty() { HashMap::new() } else { work::leases(tx, &lost).await? };
+
     let mut entities = Vec::with_capacity(changes.len());
     for (entity, events) in changes {
         entities.push(match entity {
             Entity::Job(id) => {
-                let plan = plan::job(*id, job_views.get(id), events, redis.keys(), now);
+                let mut plan = plan::job(*id, job_views.get(id), events, redis.keys(), now);
+                plan.leased = leases.get(id).copied();
                 ("job", id.to_string(), plan::json(&plan))
             }
             Entity::Node(node) => {

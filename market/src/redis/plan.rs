@@ -54,6 +54,9 @@ pub struct JobPlan {
     pub served: Option<Served>,
     /// Whether the node that held it is to be told if it holds it no more.
     pub tell: bool,
+    /// Node that has a lease of it and does not hold it: the one to be told where Redis has forgotten who held it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leased: Option<B256>,
     /// Channels and messages.
     pub messages: Vec<(String, String)>,
 }

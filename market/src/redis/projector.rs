@@ -1,15 +1,17 @@
 //! Keeps Redis equal to Postgres: drains one outbox, and does the upkeep that belongs to no outbox.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::{PgConnection, PgListener, PgPool};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::apply::{self, Changes, Outcome, Place, ProjectError};
 use super::client::Client;
+use super::keys::COMPLETED_TTL_SECS;
 use super::plan::Event;
 use super::{rebuild, sweep};
 use crate::clock;
@@ -83,7 +85,7 @@ impl Projector {
             rows: apply::rows_text(&numbers(rows)),
             again: false,
         };
-        let changes = changes_of(tx, self.source, rows).await?;
+        let changes = changes_of(tx, self.source, rows, now).await?;
         match apply::project_batch(tx, &self.redis, self.source, &place, &changes, now).await? {
             Outcome::Applied => {}
             Outcome::Gap => {
@@ -96,7 +98,7 @@ impl Projector {
                 let known = outbox::among(tx, self.source, &told).await?;
                 if !known.is_empty() {
                     place.rows = apply::rows_text(&told);
-                    let silent = changes_of(tx, self.source, &known).await?.into_keys();
+                    let silent = changes_of(tx, self.source, &known, now).await?.into_keys();
                     let silent = silent.map(|entity| (entity, Vec::new())).collect();
                     apply::project_batch(tx, &self.redis, self.source, &place, &silent, now).await?;
                     return Ok(numbers(&known));
@@ -165,21 +167,34 @@ fn numbers(rows: &[Entry]) -> Vec<i64> {
     rows.iter().map(|row| row.seq).collect()
 }
 
+/// What can befall a node on the chain without another id coming or going.
+const ID_STAYS: [&str; 4] = ["node.staked", "node.unbonding", "node.unbonded", "node.slashed"];
+
 /// What `rows` name.
-async fn changes_of(tx: &mut PgConnection, source: Source, rows: &[Entry]) -> Result<Changes, ProjectError> {
+async fn changes_of(
+    tx: &mut PgConnection,
+    source: Source,
+    rows: &[Entry],
+    now: DateTime<Utc>,
+) -> Result<Changes, ProjectError> {
     let mut changes = Changes::new();
+    let mut nodes = BTreeSet::new();
     for row in rows {
         let event = Event { name: row.event.clone(), at: row.created_at };
         changes.entry(row.entity).or_default().push(event);
+        if let Entity::Node(node) = row.entity
+            && !ID_STAYS.contains(&row.event.as_str())
+        {
+            nodes.insert(node);
+        }
     }
-    if source == Source::Chain {
-        // A node that appears on the chain or vanishes from it takes the keys that bear its id along.
-        let nodes: Vec<_> =
-            changes.keys().filter_map(|e| if let Entity::Node(node) = e { Some(*node) } else { None }).collect();
-        if !nodes.is_empty() {
-            for job in job_view::ids_of_nodes(tx, &nodes).await? {
-                changes.entry(Entity::Job(job)).or_default();
-            }
+    if source == Source::Chain && !nodes.is_empty() {
+        // A node that appears on the chain or vanishes from it takes the keys that bear its id along: payments that are due, and
+        // the hashes of jobs, which stay for a while after these are closed.
+        let nodes: Vec<_> = nodes.into_iter().collect();
+        let closed_since = now - TimeDelta::seconds(COMPLETED_TTL_SECS.cast_signed());
+        for job in job_view::ids_of_nodes(tx, &nodes, closed_since).await? {
+            changes.entry(Entity::Job(job)).or_default();
         }
     }
     Ok(changes)

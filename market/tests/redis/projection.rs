@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use market::db::outbox::{self, Entity, Source};
 use market::redis::apply::{self, Changes};
 use market::redis::keys::{COMPLETED_TTL_SECS, NODE_TTL_SECS, line_member, line_name};
-use market::redis::{queue, sweep};
+use market::redis::{queue, rebuild, sweep};
 use serde_json::{Value, json};
 
 use crate::support::{CHAIN_ID, PRICE, World, hash, job, node, node_id, output, requester, spec};
@@ -347,6 +347,43 @@ async fn a_node_that_a_reorg_renames_takes_its_jobs_and_payments_along() {
     assert_eq!(dump[&keys.payments_pending(id)]["value"], json!([payment(&world, 2, 2)]));
     assert_eq!(dump["nodes:available"]["value"], json!([id.to_string()]));
     assert!(dump.values().all(|value| !value.to_string().contains(&gone)));
+}
+
+/// Hashes of jobs name their node for as long as they are kept, also those of jobs that are closed.
+#[tokio::test]
+async fn a_node_that_a_reorg_renames_takes_its_closed_jobs_along() {
+    let world = World::new().await;
+    let day = 24 * 3600;
+    world.register(1, node_id(1), 5, 0).await;
+    for n in 1..=5 {
+        world.open(n, Address::ZERO, 3600, 0).await;
+    }
+    // Paid without the API, paid after it was done there, done and then refunded, objected to, and paid long ago.
+    world.paid(1, 1, 3).await;
+    for n in 2..=3 {
+        world.claim(n, 1, 1).await;
+        world.complete(n, 1, 2).await;
+    }
+    world.paid(2, 1, 3).await;
+    world.refunded(3, 3).await;
+    world.submitted(4, 1, 3000, 3).await;
+    world.paid(5, 1, -8 * day).await;
+    world.drain(3).await;
+    let by = async |n| world.status(job(n)).await["nodeId"].clone();
+    let named = async || [by(1).await, by(2).await, by(3).await, by(4).await];
+    assert_eq!(named().await, [(); 4].map(|()| json!(node_id(1))));
+    assert_eq!(world.status(job(5)).await, json!({}), "its hash is kept for a week");
+
+    world.unregister(1, 4).await;
+    world.drain(4).await;
+    let gone = node_id(1).to_string();
+    assert!(world.dump().await.iter().all(|(key, value)| !key.contains(&gone) && !value.to_string().contains(&gone)));
+    world.register(1, node_id(9), 5, 5).await;
+    world.drain(5).await;
+    assert_eq!(named().await, [(); 4].map(|()| json!(node_id(9))));
+    let dump = world.dump().await;
+    rebuild::rebuild(&world.pool, &world.redis, world.at(5)).await.unwrap();
+    assert_eq!(dump, world.dump().await, "as if filled anew");
 }
 
 #[tokio::test]

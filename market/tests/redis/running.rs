@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use market::clock;
 use market::db::outbox::Source;
 use market::redis::pubsub::{Signal, Subscription};
-use market::redis::{Client, queue};
+use market::redis::{Client, queue, rebuild};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -110,6 +110,33 @@ async fn a_node_is_told_of_its_order_and_of_a_job_that_a_reorg_took() {
     world.drain(4).await;
     world.unopen(2, 5).await;
     world.drain(5).await;
+    assert_eq!(
+        message(&mut told).await.1,
+        json!({ "command": "job.revoked", "jobId": job(2).to_string(), "state": "removed" })
+    );
+}
+
+#[tokio::test]
+async fn a_node_is_told_of_a_job_that_a_reorg_took_while_redis_was_empty() {
+    let world = World::new().await;
+    world.register(1, node_id(1), 5, 0).await;
+    for n in 1..=2 {
+        world.open(n, Address::ZERO, 3600, 1).await;
+        world.claim(n, 1, 2).await;
+    }
+    world.drain(2).await;
+    let mut told = subscribed(&world.redis, vec![world.redis.keys().channel_node(node_id(1))]).await;
+    world.command(&["FLUSHALL"]).await;
+    world.unopen(1, 3).await;
+    world.drain(3).await;
+    assert_eq!(
+        message(&mut told).await.1,
+        json!({ "command": "job.revoked", "jobId": job(1).to_string(), "state": "removed" })
+    );
+    // Filled again in between: what is gone does not come back, and still its node does not know.
+    world.unopen(2, 4).await;
+    rebuild::rebuild(&world.pool, &world.redis, world.at(4)).await.unwrap();
+    world.drain(4).await;
     assert_eq!(
         message(&mut told).await.1,
         json!({ "command": "job.revoked", "jobId": job(2).to_string(), "state": "removed" })

@@ -101,11 +101,12 @@ impl Changes {
         Ok(())
     }
 
-    /// Keeps the last word about each: nobody has to hear of every turn that things took long ago.
+    /// Keeps the last word about each: nobody has to hear of every turn that things took long ago. That a node may have another id
+    /// is kept too, as its jobs bear it.
     pub fn keep_last(&mut self) {
         let mut told = HashSet::new();
         self.told.reverse();
-        self.told.retain(|(entity, _)| told.insert(*entity));
+        self.told.retain(|(entity, word)| told.insert(*entity) || *word == "node.updated");
         self.told.reverse();
     }
 }

@@ -157,14 +157,20 @@ if redis.call('EXISTS', prefix .. 'littoral:rebuilding') == 1 then
     end
 end
 
--- Who must know.
+-- Who must know. A Redis that was flushed has forgotten who held it; Postgres has not.
+local holder
+if old_status == 'active' then
+    holder = old_node
+elseif not old_status then
+    holder = plan.leased
+end
 local public = plan.fields and plan.fields.status
-local still_its = plan.fields and plan.fields.nodeId == old_node and (public == 'active' or public == 'completed')
-if old_status == 'active' and old_node and plan.tell and not still_its then
+local still_its = plan.fields and plan.fields.nodeId == holder and (public == 'active' or public == 'completed')
+if holder and plan.tell and not still_its then
     local state = plan.fields and plan.fields.state or 'removed'
     local command = { command = 'job.revoked', jobId = job, state = state }
     local text = cjson.encode(command)
-    publish(prefix .. 'channel:node:' .. old_node .. ':commands', text)
+    publish(prefix .. 'channel:node:' .. holder .. ':commands', text)
 end
 for _, message in ipairs(plan.messages) do
     publish(message[1], message[2])
