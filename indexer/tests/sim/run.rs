@@ -26,8 +26,9 @@ use super::process::{self, Process, Setup};
 use super::rpc::{Endpoint, FINALIZED, Faults, REPEATED};
 use super::stores::{self, Database};
 
-/// Something that does not end in this time will not.
+/// What does not come any nearer to its end in this time will not come there, nor what takes so many times as long.
 const PATIENCE: Duration = Duration::from_secs(90);
+const MOST_PATIENCE: u32 = 8;
 
 /// A reorg of more blocks is a deep one.
 const DEEP: u64 = 32;
@@ -407,7 +408,8 @@ impl<'a> Run<'a> {
         if self.processes.is_empty() {
             self.start();
         }
-        let since = Instant::now();
+        let begun = Instant::now();
+        let (mut since, mut before) = (begun, String::new());
         // Whoever was frozen has to have had its say.
         let mut turns: Vec<u64> = self.processes.iter().map(|process| process.turns() + 2).collect();
         let mut passes = 0;
@@ -436,7 +438,10 @@ impl<'a> Run<'a> {
             if self.processes.is_empty() {
                 self.start();
             }
-            if since.elapsed() > PATIENCE {
+            if settled != before {
+                (since, before) = (Instant::now(), settled.clone());
+            }
+            if since.elapsed() > PATIENCE || begun.elapsed() > PATIENCE * MOST_PATIENCE {
                 let turns: Vec<String> = self.processes.iter().map(Process::describe).collect();
                 return Err(Broken(format!("it does not settle: {settled}; {turns:?}")));
             }
