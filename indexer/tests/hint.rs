@@ -156,7 +156,7 @@ async fn pass(mut node: OwnedReadHalf, mut client: OwnedWriteHalf, manner: watch
         let mut length = if more == 0 { u64::from(frame[1]) } else { 0 };
         for _ in 0..more {
             frame.push(node.read_u8().await.ok()?);
-            length = length << 8 | u64::from(frame[frame.len() - 1]);
+            length = (length << 8) | u64::from(frame[frame.len() - 1]);
         }
         let mut body = vec![0; usize::try_from(length).unwrap()];
         node.read_exact(&mut body).await.ok()?;
