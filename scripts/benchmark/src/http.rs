@@ -124,12 +124,13 @@ impl Http {
         self.say(&format!("signatures alone: {limit:.0} a second"));
         let shares = self.sign(&market, &people).await?;
 
-        let bulk = self.submit_bulk(&shares).await?;
-        let submit = quotient(self.each(self.orders) * self.requesters, bulk.seconds);
-        self.say(&format!("in bulk: {submit:.0} orders a second"));
+        // First, since what a requester has promised so far is added up for every request, not for every order.
         let single = self.submit_singly(&shares).await?;
         let submit_single = quotient(single.times.len(), single.seconds);
         self.say(&format!("one by one: {submit_single:.0} orders a second"));
+        let bulk = self.submit_bulk(&shares).await?;
+        let submit = quotient(self.each(self.orders) * self.requesters, bulk.seconds);
+        self.say(&format!("in bulk: {submit:.0} orders a second"));
         let reads = self.read(&shares).await?;
         let read = quotient(reads.times.len(), reads.seconds);
         self.say(&format!("reads: {read:.0} a second"));
@@ -184,10 +185,10 @@ impl Http {
                 bodies.push(body(&order, &spec, signer, job)?);
                 jobs.push(job);
             }
-            let singles = bodies.split_off(self.each(self.orders));
+            let bulk = bodies.split_off(self.each(self.singles));
             let together = |bodies: &[Box<RawValue>]| serde_json::value::to_raw_value(&json!({ "jobs": bodies }));
-            let bulk = bodies.chunks(self.bulk).map(together).collect::<Result<_, _>>()?;
-            shares.push(Share { api, bulk, singles, jobs });
+            let bulk = bulk.chunks(self.bulk).map(together).collect::<Result<_, _>>()?;
+            shares.push(Share { api, bulk, singles: bodies, jobs });
         }
         let first = shares.first().context("there are no requesters")?;
         let file = market.dir().join("input");
