@@ -40,7 +40,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice `claimed` and `coveredNonce` never fall, and no more is claimed than was signed.
-    function check_deepRedeemNeverUnclaims(Packed memory v, address node, address token) external {
+    function check_redeemNeverUnclaims(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(b.claimed >= a.claimed);
         if (b.claimed != a.claimed) assert(b.claimed <= v.cumulative);
@@ -49,7 +49,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice The reservation goes first, then free, then thawing funds; nothing grows.
-    function check_deepRedeemInOrder(Packed memory v, address node, address token) external {
+    function check_redeemInOrder(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         assert(b.reserved <= a.reserved);
         assert(b.free <= a.free);
@@ -59,7 +59,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice All that is due is paid, or all that the requester has, or nothing.
-    function check_deepRedeemPaysInFull(Packed memory v, address node, address token) external {
+    function check_redeemPaysInFull(Packed memory v, address node, address token) external {
         (Money memory a, Money memory b) = _redeem(v, node, token);
         if (b.claimed == a.claimed) {
             _assertSame(a, b);
@@ -83,7 +83,7 @@ contract RedeemProof is ProofBase {
     }
 
     /// @notice One signature, one effect: a voucher for no more than was paid, or of a requester who has nothing, moves nothing.
-    /// By `check_deepRedeemPaysInFull` one or the other holds once it was redeemed.
+    /// By `check_redeemPaysInFull` one or the other holds once it was redeemed.
     function check_redeemSpent(Packed memory v, address node, address token) external {
         vm.warp(NOW);
         Money memory before = _read(v.requester, node, token);
@@ -117,7 +117,7 @@ contract RedeemProof is ProofBase {
         assert(!done);
     }
 
-    /// @notice As `check_redeemConserves` and `check_deepRedeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
+    /// @notice As `check_redeemConserves` and `check_redeemNeverUnclaims`, where an order that was settled alone is shown: its price counts on top, once.
     function check_deepRedeemSignedAbove(
         Packed memory v,
         uint8 recovery,

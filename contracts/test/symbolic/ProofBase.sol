@@ -160,10 +160,16 @@ abstract contract ProofBase is Test {
         }
     }
 
-    /// @dev Without a jump.
+    /// @dev Without a jump, as the next.
     function _and(bool a, bool b) internal pure returns (bool both) {
         assembly {
             both := and(a, b)
+        }
+    }
+
+    function _or(bool a, bool b) internal pure returns (bool either) {
+        assembly {
+            either := or(a, b)
         }
     }
 
@@ -235,10 +241,14 @@ abstract contract ProofBase is Test {
     }
 
     /// @dev One question to the solver instead of nine.
-    function _assertSame(Money memory a, Money memory b) internal pure {
+    function _same(Money memory a, Money memory b) internal pure returns (bool) {
         uint256 difference = (a.free ^ b.free) | (a.thawing ^ b.thawing) | (a.reserved ^ b.reserved);
         difference |= (a.locked ^ b.locked) | (a.earned ^ b.earned) | (a.fees ^ b.fees);
-        assert(difference | (a.claimed ^ b.claimed) | (a.covered ^ b.covered) | (a.state ^ b.state) == 0);
+        return difference | (a.claimed ^ b.claimed) | (a.covered ^ b.covered) | (a.state ^ b.state) == 0;
+    }
+
+    function _assertSame(Money memory a, Money memory b) internal pure {
+        assert(_same(a, b));
     }
 
     // ── Everybody else ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,11 +263,15 @@ abstract contract ProofBase is Test {
         s.job = _load(_jobSlot(o.jobId));
     }
 
-    /// @dev As `_assertSame`.
-    function _assertUntouched(Slots memory a, Slots memory b) internal pure {
+    /// @dev As `_same`.
+    function _untouched(Slots memory a, Slots memory b) internal pure returns (bool) {
         uint256 difference = (a.account ^ b.account) | (a.accountEnd ^ b.accountEnd) | (a.channel ^ b.channel);
         difference |= (a.channelEnd ^ b.channelEnd) | (a.earned ^ b.earned);
-        assert(difference | (a.fees ^ b.fees) | (a.job ^ b.job) == 0);
+        return difference | (a.fees ^ b.fees) | (a.job ^ b.job) == 0;
+    }
+
+    function _assertUntouched(Slots memory a, Slots memory b) internal pure {
+        assert(_untouched(a, b));
     }
 
     /// @dev None of it is the parties'.
@@ -281,6 +295,14 @@ abstract contract ProofBase is Test {
         word = uint256(vm.load(address(registry), bytes32(slot + 1)));
         s.unbonding = uint128(word);
         s.bonds = uint32(word >> 128);
+    }
+
+    /// @dev The counters of jobs paid, disputed and lost are not at their end, where they stop.
+    function _counting(address node) internal view {
+        uint256 counters = uint256(vm.load(address(registry), bytes32(_slotOf(node, NODES) + 1))) >> 160;
+        vm.assume(uint32(counters) != type(uint32).max);
+        vm.assume(uint32(counters >> 32) != type(uint32).max);
+        vm.assume(uint32(counters >> 64) != type(uint32).max);
     }
 
     // ── Arguments ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -61,12 +61,22 @@ abstract contract JobProof is ProofBase {
         _assumeSound(before);
     }
 
+    /// @dev In coin and without a fee, which makes for half the paths and less: proofs of some steps are about any token and fee.
+    function _plain(Order memory order) internal pure {
+        order.token = address(0);
+        order.maxFeeBps = 0;
+    }
+
     /// @dev What holds of every step of a job.
-    function _assertConserved(Money memory before, Money memory afterwards) internal pure {
+    function _conserved(Money memory before, Money memory afterwards) internal pure returns (bool) {
         bool rising = _and(afterwards.earned >= before.earned, afterwards.fees >= before.fees);
         rising = _and(rising, afterwards.claimed >= before.claimed);
         bool same = _and(afterwards.covered == before.covered, _sum(afterwards) == _sum(before));
-        assert(_and(rising, same));
+        return _and(rising, same);
+    }
+
+    function _assertConserved(Money memory before, Money memory afterwards) internal pure {
+        assert(_conserved(before, afterwards));
     }
 }
 
@@ -124,72 +134,174 @@ contract SubmitOpenedProof is JobProof {
     }
 }
 
+/// @dev Where the price of a signed order comes from. Every price is one of them; what is more than all of it is skipped.
+enum Pocket {
+    Reservation,
+    Free,
+    Thawing
+}
+
+/// @title Signed orders: the price leaves reservation, free and thawing funds and is paid or locked, in full or not at all
+/// @dev Once, too: a job that has a result takes no other (`OnceProof`).
 contract SubmitSignedProof is JobProof {
-    /// @dev A signed order, at once or into its window: its price leaves reservation, free and thawing funds and is paid or
-    /// locked, in full or not at all.
-    function _submit(Order memory order, Claim memory claim, Job memory job, Other memory other) internal {
+    /// @dev One question a path.
+    function _submit(Order memory order, Claim memory claim, Job memory job, Other memory other, Pocket pocket)
+        internal
+    {
         (bytes32 jobId, Money memory before) = _begin(order, claim.node, JobState.None, false, job);
+        _assumeFrom(before, claim.price, pocket);
         _assumeElsewhere(other, order.requester, claim.node, order.token, jobId);
         Slots memory untouched = _slots(other);
         escrow.submitResults(_results(order, claim, true));
         Money memory afterwards = _read(order, claim.node, jobId);
-        if (afterwards.state == before.state) {
-            _assertSame(before, afterwards);
-        } else {
-            assert(claim.price <= order.maxPrice);
-            // What a voucher covers is not settled alone.
-            assert(order.nonce > before.covered);
-            JobState then = order.challengeWindow == 0 ? JobState.Paid : JobState.Submitted;
-            assert(afterwards.state == uint256(then));
-            uint256 left = afterwards.free + afterwards.thawing + afterwards.reserved;
-            assert(_less(before.free + before.thawing + before.reserved, left) == claim.price);
-        }
-        _assertConserved(before, afterwards);
-        assert(_less(afterwards.claimed, before.claimed) <= claim.price);
-        _assertUntouched(untouched, _slots(other));
+        bool held = _untouched(untouched, _slots(other));
+        if (afterwards.state == before.state) assert(_and(held, _same(before, afterwards)));
+        else assert(_and(held, _settled(order, claim.price, before, afterwards)));
     }
 
-    function check_deepSubmitSignedAtOnce(Order memory order, Claim memory claim, Job memory job, Other memory other)
+    /// @dev Each a comparison by itself.
+    function _assumeFrom(Money memory before, uint256 price, Pocket pocket) private pure {
+        if (pocket == Pocket.Reservation) {
+            vm.assume(price <= before.reserved);
+        } else if (pocket == Pocket.Free) {
+            vm.assume(price > before.reserved);
+            vm.assume(price - before.reserved <= before.free);
+        } else {
+            vm.assume(price > before.reserved);
+            vm.assume(price - before.reserved > before.free);
+        }
+    }
+
+    /// @dev What a voucher covers is not settled alone, and no more is claimed than the price.
+    function _settled(Order memory order, uint256 price, Money memory before, Money memory afterwards)
+        private
+        pure
+        returns (bool)
+    {
+        JobState then = order.challengeWindow == 0 ? JobState.Paid : JobState.Submitted;
+        bool allowed = _and(price <= order.maxPrice, order.nonce > before.covered);
+        allowed = _and(allowed, afterwards.state == uint256(then));
+        bool whole = _and(_less(_spendable(before), _spendable(afterwards)) == price, _conserved(before, afterwards));
+        return _and(_and(allowed, whole), _less(afterwards.claimed, before.claimed) <= price);
+    }
+
+    function _spendable(Money memory m) private pure returns (uint256) {
+        unchecked {
+            return m.free + m.thawing + m.reserved;
+        }
+    }
+
+    /// @dev The order names its node.
+    function _named(Order memory order, Claim memory claim) private pure {
+        vm.assume(order.node != address(0));
+        claim.node = order.node;
+        _plain(order);
+    }
+
+    function check_signedAtOnceFromReservation(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other
+    ) external {
+        _named(order, claim);
+        order.challengeWindow = 0;
+        _submit(order, claim, job, other, Pocket.Reservation);
+    }
+
+    function check_signedAtOnceFromFree(Order memory order, Claim memory claim, Job memory job, Other memory other)
         external
     {
+        _named(order, claim);
         order.challengeWindow = 0;
-        vm.assume(order.node != address(0));
-        _submit(order, claim, job, other);
+        _submit(order, claim, job, other, Pocket.Free);
     }
 
-    function check_deepSubmitSignedIntoWindow(
+    function check_signedAtOnceFromThawing(Order memory order, Claim memory claim, Job memory job, Other memory other)
+        external
+    {
+        _named(order, claim);
+        order.challengeWindow = 0;
+        _submit(order, claim, job, other, Pocket.Thawing);
+    }
+
+    function check_signedIntoWindowFromReservation(
         Order memory order,
         Claim memory claim,
         Job memory job,
         Other memory other
     ) external {
-        vm.assume(order.challengeWindow != 0);
-        vm.assume(order.node != address(0));
-        _submit(order, claim, job, other);
+        _named(order, claim);
+        (order.challengeWindow, order.arbiter) = (1 days, address(0));
+        _submit(order, claim, job, other, Pocket.Reservation);
     }
 
-    function check_deepSubmitSignedByAssignment(
+    function check_signedIntoWindowFromFree(Order memory order, Claim memory claim, Job memory job, Other memory other)
+        external
+    {
+        _named(order, claim);
+        (order.challengeWindow, order.arbiter) = (1 days, address(0));
+        _submit(order, claim, job, other, Pocket.Free);
+    }
+
+    function check_signedIntoWindowFromThawing(
         Order memory order,
         Claim memory claim,
         Job memory job,
         Other memory other
     ) external {
-        vm.assume(order.challengeWindow != 0);
-        order.node = address(0);
+        _named(order, claim);
+        (order.challengeWindow, order.arbiter) = (1 days, address(0));
+        _submit(order, claim, job, other, Pocket.Thawing);
+    }
+
+    /// @notice A result by a node that the order does not name moves nothing.
+    function check_signedByAnotherNode(Order memory order, Claim memory claim, Job memory job) external {
+        vm.assume(order.node != address(0));
+        vm.assume(order.node != claim.node);
+        (bytes32 jobId, Money memory before) = _begin(order, claim.node, JobState.None, false, job);
+        escrow.submitResults(_results(order, claim, true));
+        _assertSame(before, _read(order, claim.node, jobId));
+    }
+
+    function check_deepSignedWithAnArbiter(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other,
+        uint8 pocket
+    ) external {
+        _named(order, claim);
+        order.challengeWindow = 1 days;
+        vm.assume(order.arbiter != address(0));
+        vm.assume(pocket < 3);
+        _submit(order, claim, job, other, Pocket(pocket));
+    }
+
+    function check_deepSignedByAssignment(
+        Order memory order,
+        Claim memory claim,
+        Job memory job,
+        Other memory other,
+        uint8 pocket
+    ) external {
+        _plain(order);
+        (order.node, order.challengeWindow, order.arbiter) = (address(0), 1 days, address(0));
         _key(order.assigner);
-        _submit(order, claim, job, other);
+        vm.assume(pocket < 3);
+        _submit(order, claim, job, other, Pocket(pocket));
     }
 }
 
 contract FinalizeProof is JobProof {
-    function _assertSettled(Money memory before, Money memory afterwards) internal pure {
+    /// @dev One question a path.
+    function _assertSettled(Money memory before, Money memory afterwards, bool elsewhere) internal pure {
         if (afterwards.state == before.state) {
-            _assertSame(before, afterwards);
+            assert(_and(elsewhere, _same(before, afterwards)));
         } else {
-            assert(afterwards.locked == 0);
-            assert(afterwards.thawing == before.thawing);
+            bool gone = _and(afterwards.locked == 0, afterwards.thawing == before.thawing);
+            assert(_and(elsewhere, _and(gone, _conserved(before, afterwards))));
         }
-        _assertConserved(before, afterwards);
     }
 
     /// @dev Whoever the order or, where it is open, the registry names.
@@ -199,8 +311,7 @@ contract FinalizeProof is JobProof {
         _assumeElsewhere(other, order.requester, node, order.token, jobId);
         Slots memory untouched = _slots(other);
         escrow.finalize(_orders(order));
-        _assertSettled(before, _read(order, node, jobId));
-        _assertUntouched(untouched, _slots(other));
+        _assertSettled(before, _read(order, node, jobId), _untouched(untouched, _slots(other)));
     }
 
     function check_finalizeOpened(Order memory order, Job memory job, Other memory other) external {
@@ -208,8 +319,9 @@ contract FinalizeProof is JobProof {
         _finalize(order, job, other, JobState.Submitted, false);
     }
 
-    function check_deepFinalizeOpenOrder(Order memory order, Job memory job, Other memory other) external {
-        order.node = address(0);
+    function check_finalizeOpenOrder(Order memory order, Job memory job, Other memory other) external {
+        _plain(order);
+        (order.node, order.arbiter) = (address(0), address(0));
         _finalize(order, job, other, JobState.Submitted, false);
     }
 
@@ -218,12 +330,33 @@ contract FinalizeProof is JobProof {
         _finalize(order, job, other, JobState.Submitted, true);
     }
 
-    function check_deepFinalizeDisputedOpened(Order memory order, Job memory job, Other memory other) external {
+    /// @notice An arbiter who stays silent leaves the node paid, and the requester's bond comes back.
+    function check_finalizeDisputedOpened(Order memory order, Job memory job, Other memory other) external {
+        _disputed(order);
+        _finalize(order, job, other, JobState.Disputed, false);
+    }
+
+    function check_finalizeDisputedSigned(Order memory order, Job memory job, Other memory other) external {
+        _disputed(order);
+        _finalize(order, job, other, JobState.Disputed, true);
+    }
+
+    /// @dev Only orders with an arbiter are.
+    function _disputed(Order memory order) internal view {
+        _plain(order);
+        vm.assume(order.node != address(0));
+        vm.assume(order.arbiter != address(0));
+        _counting(order.node);
+    }
+
+    function check_deepFinalizeDisputedInAnyToken(Order memory order, Job memory job, Other memory other) external {
         vm.assume(order.node != address(0));
         _finalize(order, job, other, JobState.Disputed, false);
     }
 
-    function check_deepFinalizeDisputedSigned(Order memory order, Job memory job, Other memory other) external {
+    function check_deepFinalizeDisputedSignedInAnyToken(Order memory order, Job memory job, Other memory other)
+        external
+    {
         vm.assume(order.node != address(0));
         _finalize(order, job, other, JobState.Disputed, true);
     }
@@ -237,76 +370,115 @@ contract FinalizeProof is JobProof {
         escrow.accept(order);
         Money memory afterwards = _read(order, order.node, jobId);
         assert(afterwards.state != before.state);
-        _assertSettled(before, afterwards);
-        _assertUntouched(untouched, _slots(other));
+        _assertSettled(before, afterwards, _untouched(untouched, _slots(other)));
     }
 
     function check_acceptOpened(Order memory order, Job memory job, Other memory other) external {
         _accept(order, job, other, JobState.Submitted, false);
     }
 
-    function check_deepAcceptSigned(Order memory order, Job memory job, Other memory other) external {
+    function check_acceptSigned(Order memory order, Job memory job, Other memory other) external {
+        _plain(order);
+        order.arbiter = address(0);
         _accept(order, job, other, JobState.Submitted, true);
     }
 
-    function check_deepAcceptDisputed(Order memory order, Job memory job, Other memory other) external {
+    function check_acceptDisputed(Order memory order, Job memory job, Other memory other) external {
+        _disputed(order);
         _accept(order, job, other, JobState.Disputed, false);
+    }
+
+    function check_acceptDisputedSigned(Order memory order, Job memory job, Other memory other) external {
+        _disputed(order);
+        _accept(order, job, other, JobState.Disputed, true);
+    }
+
+    function check_deepAcceptSignedInAnyToken(Order memory order, Job memory job, Other memory other) external {
+        _accept(order, job, other, JobState.Submitted, true);
     }
 }
 
 /// @title One signature, one effect: with whatever signatures, a job that has a result takes no other, and an ended one stays so
 contract OnceProof is JobProof {
-    function _submit(Order memory order, Claim memory claim, Job memory job, JobState state, bool signed) internal {
-        (bytes32 jobId, Money memory before) = _begin(order, claim.node, state, signed, job);
+    function _fails(address caller, bytes memory call) private {
+        vm.prank(caller);
+        (bool done,) = address(escrow).call(call);
+        assert(!done);
+    }
+
+    function _takesNoResult(Order memory order, Claim memory claim, Job memory job, JobState state, bool signed)
+        private
+        returns (bytes32 jobId, Money memory before)
+    {
+        (jobId, before) = _begin(order, claim.node, state, signed, job);
         escrow.submitResults(_results(order, claim, true));
-        _assertSame(before, _read(order, claim.node, jobId));
         escrow.refundExpired(_orders(order));
-        _assertSame(before, _read(order, claim.node, jobId));
-        vm.prank(order.requester);
-        (bool done,) = address(escrow).call(abi.encodeCall(IJobEscrow.openJob, (order, JobSpec("", "", ""))));
-        assert(!done);
-        vm.prank(order.requester);
-        (done,) = address(escrow).call(abi.encodeCall(IJobEscrow.cancelJob, (order)));
-        assert(!done);
+        assert(_same(before, _read(order, claim.node, jobId)));
+        _fails(order.requester, abi.encodeCall(IJobEscrow.cancelJob, (order)));
     }
 
-    function _ended(Order memory order, Claim memory claim, Job memory job, JobState state, bool signed) internal {
-        _submit(order, claim, job, state, signed);
-        bytes32 jobId = escrow.jobIdOf(order);
-        Money memory before = _read(order, claim.node, jobId);
+    function _staysEnded(Order memory order, Claim memory claim, Job memory job, JobState state, bool signed) private {
+        (bytes32 jobId, Money memory before) = _takesNoResult(order, claim, job, state, signed);
         escrow.finalize(_orders(order));
-        _assertSame(before, _read(order, claim.node, jobId));
-        vm.prank(order.requester);
-        (bool done,) = address(escrow).call(abi.encodeCall(IJobEscrow.accept, (order)));
-        assert(!done);
+        assert(_same(before, _read(order, claim.node, jobId)));
+        _fails(order.requester, abi.encodeCall(IJobEscrow.accept, (order)));
     }
 
-    function check_deepASubmittedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
+    function check_aSubmittedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job) external {
+        _takesNoResult(order, claim, job, JobState.Submitted, false);
+    }
+
+    function check_aSubmittedOrderTakesNoResult(Order memory order, Claim memory claim, Job memory job) external {
+        _takesNoResult(order, claim, job, JobState.Submitted, true);
+    }
+
+    function check_aDisputedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job) external {
+        _takesNoResult(order, claim, job, JobState.Disputed, false);
+    }
+
+    function check_aDisputedOrderTakesNoResult(Order memory order, Claim memory claim, Job memory job) external {
+        _takesNoResult(order, claim, job, JobState.Disputed, true);
+    }
+
+    function check_aPaidJobStaysPaid(Order memory order, Claim memory claim, Job memory job) external {
+        _staysEnded(order, claim, job, JobState.Paid, false);
+    }
+
+    function check_aPaidOrderStaysPaid(Order memory order, Claim memory claim, Job memory job) external {
+        _staysEnded(order, claim, job, JobState.Paid, true);
+    }
+
+    function check_aRefundedJobStaysRefunded(Order memory order, Claim memory claim, Job memory job) external {
+        _staysEnded(order, claim, job, JobState.Refunded, false);
+    }
+
+    function check_anOrderGivenBackStaysSo(Order memory order, Claim memory claim, Job memory job) external {
+        _staysEnded(order, claim, job, JobState.Refunded, true);
+    }
+
+    function check_aResolvedJobStaysResolved(Order memory order, Claim memory claim, Job memory job) external {
+        _staysEnded(order, claim, job, JobState.Resolved, false);
+    }
+
+    function check_aResolvedOrderStaysResolved(Order memory order, Claim memory claim, Job memory job) external {
+        _staysEnded(order, claim, job, JobState.Resolved, true);
+    }
+
+    /// @notice No job is opened twice, nor one that was settled by its signature.
+    function check_noJobIsOpenedAgain(Order memory order, Job memory job, JobState state, address caller) external {
+        vm.warp(NOW);
+        vm.assume(state != JobState.None);
+        _put(escrow.jobIdOf(order), state, false, job);
+        _fails(caller, abi.encodeCall(IJobEscrow.openJob, (order, JobSpec("", "", ""))));
+    }
+
+    function check_noSignedJobIsOpenedAgain(Order memory order, Job memory job, JobState state, address caller)
         external
     {
-        _submit(order, claim, job, JobState.Submitted, signed);
-    }
-
-    function check_deepADisputedJobTakesNoResult(Order memory order, Claim memory claim, Job memory job, bool signed)
-        external
-    {
-        _submit(order, claim, job, JobState.Disputed, signed);
-    }
-
-    function check_aPaidJobStaysPaid(Order memory order, Claim memory claim, Job memory job, bool signed) external {
-        _ended(order, claim, job, JobState.Paid, signed);
-    }
-
-    function check_deepARefundedJobStaysRefunded(Order memory order, Claim memory claim, Job memory job, bool signed)
-        external
-    {
-        _ended(order, claim, job, JobState.Refunded, signed);
-    }
-
-    function check_deepAResolvedJobStaysResolved(Order memory order, Claim memory claim, Job memory job, bool signed)
-        external
-    {
-        _ended(order, claim, job, JobState.Resolved, signed);
+        vm.warp(NOW);
+        vm.assume(state != JobState.None);
+        _put(escrow.jobIdOf(order), state, true, job);
+        _fails(caller, abi.encodeCall(IJobEscrow.openJob, (order, JobSpec("", "", ""))));
     }
 }
 
