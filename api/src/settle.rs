@@ -15,6 +15,7 @@ mod metrics;
 mod nonces;
 mod pending;
 mod purse;
+mod put_off;
 mod refusal;
 mod settler;
 mod transaction;

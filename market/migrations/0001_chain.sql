@@ -279,12 +279,12 @@ end $$;
 create trigger ledger_balance after insert on ledger_entry
     referencing new table as added for each statement execute function ledger_is_balanced();
 
-create function ledger_is_append_only() returns trigger language plpgsql as $$
+create function is_append_only() returns trigger language plpgsql as $$
 begin
-    raise exception 'ledger_entry is append-only' using errcode = 'restrict_violation';
+    raise exception '% is append-only', tg_table_name using errcode = 'restrict_violation';
 end $$;
 create trigger ledger_append_only before update or delete or truncate on ledger_entry
-    for each statement execute function ledger_is_append_only();
+    for each statement execute function is_append_only();
 
 -- Entities whose Redis state is to be projected again because the chain changed them; rows go once applied.
 create table chain_outbox (

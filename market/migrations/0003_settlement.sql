@@ -65,6 +65,8 @@ create table settlement_attempt (
     created_at               timestamptz not null
 );
 create index settlement_attempt_batch on settlement_attempt (batch_id, created_at);
+create trigger settlement_attempt_append_only before update or delete or truncate on settlement_attempt
+    for each statement execute function is_append_only();
 
 -- Nonces of the settler's account that no batch had when the chain had used them. Nothing was sent from when that was seen
 -- until the chain's logs up to the block had been read, so that what they paid was not due any more.
@@ -79,14 +81,15 @@ create table settlement_foreign_nonce (
     check (last_nonce >= first_nonce)
 );
 
--- Jobs that the contract skipped for a reason that trying again does not mend.
+-- Jobs that the contract has skipped, by its log on the canonical chain, for a reason that trying again does not mend; and those
+-- whose deadline lies before the time of a final block. What a node only says is no reason.
 create table settlement_hold (
     job_id     bytes32 primary key,
     reason     text not null,
     created_at timestamptz not null
 );
 
--- Vouchers that the contract skipped for a reason that trying again does not mend. A better one of the channel is tried.
+-- Vouchers that the contract has skipped in the same way. A better one of the channel is tried.
 create table voucher_hold (
     requester  address not null,
     node       address not null,

@@ -7,6 +7,7 @@ use alloy::sol_types::SolStruct;
 use chrono::{DateTime, TimeDelta, Utc};
 use market::abi::{SkipReason, Voucher};
 use market::batch::{self, Batch, Call, Candidate, LeftOut, Limits, Subject, TRANSACTION_GAS_CAP};
+use market::db::chain_view;
 use market::db::leader::Fence;
 use market::db::settlement;
 use market::{clock, typed_data};
@@ -14,13 +15,12 @@ use market::{clock, typed_data};
 use super::fees::Fees;
 use super::nonces::Nonces;
 use super::purse::Purse;
+use super::put_off::Why;
 use super::settler::{Head, RoundError, Settler};
 use super::transaction::Unsigned;
 use super::trial::Trial;
 use super::{crash, metrics, transaction};
 
-/// Before an item is tried again that never got into a transaction.
-pub(super) const RETRY: TimeDelta = TimeDelta::seconds(10);
 /// How far the chain's clock may be behind ours before a window that has ended by ours has ended by the chain's.
 const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(2);
 /// Most signatures whose signer is remembered.
@@ -28,6 +28,15 @@ const REMEMBERED_SIGNERS: usize = 100_000;
 
 /// What is put on hold: what it is about, a voucher's amount, and why.
 pub(super) type NewHold = (Subject, Option<u128>, SkipReason);
+
+/// The chain's clock by the blocks that the indexer has applied. A header that it has not is no more than a node's word.
+#[derive(Debug, Clone, Copy)]
+struct ChainTime {
+    /// The latest block's; ours on a chain that is idle, whose next block will not be as old.
+    now: DateTime<Utc>,
+    /// A final block's: what has passed by it has passed for good.
+    last: Option<DateTime<Utc>>,
+}
 
 impl Settler {
     /// Sends what is due, as long as fewer than the allowed number of batches are on their way.
@@ -39,8 +48,8 @@ impl Settler {
         pending: usize,
         purse: &mut Purse,
     ) -> Result<(), RoundError> {
-        let candidates = self.candidates(head).await?;
-        metrics::queues(candidates.len(), pending);
+        let (candidates, chain_time) = self.candidates().await?;
+        metrics::queues(candidates.len(), pending, self.memory.put_off.len(clock::now()));
         let mut room = self.options.max_pending.saturating_sub(pending);
         if candidates.is_empty() {
             return Ok(());
@@ -48,14 +57,15 @@ impl Settler {
         let fees = self.affordable_fees(head).await?;
         let by_subject: HashMap<_, _> = candidates.iter().map(|item| (item.subject, item.clone())).collect();
         let limits = self.limits(head, fees).await?;
-        let plan = batch::plan(candidates, &limits, clock::now().max(head.time));
-        self.set_aside(fence, &plan.left_out, &by_subject, head).await?;
+        let plan = batch::plan(candidates, &limits, clock::now().max(chain_time.now));
+        self.set_aside(fence, &plan.left_out, &by_subject, chain_time).await?;
         let Some(fees) = fees else { return Ok(()) };
         let mut queue = VecDeque::from(plan.batches);
         while room > 0 {
             let Some(planned) = queue.pop_front() else { break };
-            match self.try_out(fence, planned, head).await? {
+            match self.try_out(planned, head).await? {
                 Trial::Ready { batch, gas_limit } => {
+                    batch.items.iter().for_each(|item| self.memory.put_off.sent(item));
                     if !self.store_and_send(fence, batch, gas_limit, fees, nonces, purse).await? {
                         break;
                     }
@@ -72,39 +82,40 @@ impl Settler {
     }
 
     /// What could be sent: due, finalizable, redeemable, and what the rows say is what was signed.
-    async fn candidates(&mut self, head: Head) -> Result<Vec<Candidate>, RoundError> {
+    async fn candidates(&mut self) -> Result<(Vec<Candidate>, ChainTime), RoundError> {
         let now = clock::now();
-        // An idle chain's latest block may be old; the block that will hold the transaction will not be.
-        let chain_time = head.time.max(now - CLOCK_SKEW);
         let most = self.options.max_items.saturating_mul(self.options.max_pending).saturating_mul(2);
         // What was set aside is due all the same, and the oldest: it must not fill the page in front of what can be sent.
-        let most = most.saturating_add(self.memory.not_before.len());
+        let most = most.saturating_add(self.memory.put_off.len(now));
         let limit = i64::try_from(most).unwrap_or(i64::MAX);
         let (sender, filter, backoff) = (self.signer.address(), &self.options.filter, self.options.backoff);
+        let put_off = self.memory.put_off.vouchers(now);
         let mut db = settlement::snapshot(&self.pool).await?;
-        let mut candidates = settlement::due_results(&mut db, sender, filter, backoff, now, limit).await?;
-        candidates.extend(settlement::finalizable(&mut db, filter, backoff, chain_time, now, limit).await?);
+        let indexed = chain_view::indexed(&mut db).await?.map_or(DateTime::UNIX_EPOCH, |block| block.mined_at);
+        let chain_time = ChainTime { now: indexed.max(now - CLOCK_SKEW), last: chain_view::final_time(&mut db).await? };
+        let mut candidates = settlement::due_results(&mut db, sender, filter, backoff, &put_off, now, limit).await?;
+        candidates.extend(settlement::finalizable(&mut db, filter, backoff, chain_time.now, now, limit).await?);
         let redeemable = settlement::redeemable(&mut db, sender, filter, backoff, now, limit).await?;
         db.commit().await?;
         candidates.retain(|item| self.is_as_signed(item, now));
         for (mut item, signer) in redeemable {
-            if self.memory.not_before.contains_key(&item.subject) {
+            if self.memory.put_off.has(&item, now) {
                 continue;
             }
             self.note_form(&mut item, signer);
             candidates.push(item);
         }
-        Ok(candidates)
+        Ok((candidates, chain_time))
     }
 
     fn is_as_signed(&mut self, item: &Candidate, now: DateTime<Utc>) -> bool {
-        if self.memory.not_before.contains_key(&item.subject) {
+        if self.memory.put_off.has(item, now) {
             return false;
         }
         let id = item.call.order().map(|order| Subject::Job(typed_data::job_id(order, &self.domain)));
         let matches = id == Some(item.subject);
         if !matches {
-            self.memory.not_before.insert(item.subject, now + TimeDelta::hours(1));
+            self.put_off(item, Why::OtherOrder);
             tracing::error!(subject = %item.subject, "the stored order does not hash to the job's id");
         }
         matches
@@ -155,39 +166,45 @@ impl Settler {
         })
     }
 
-    /// Says why planned items were left out, once, and puts on hold what can never be sent any more.
+    /// Says why planned items were left out, and puts on hold what can never be sent any more.
     async fn set_aside(
         &mut self,
         fence: Fence,
         left_out: &[(Subject, LeftOut)],
         candidates: &HashMap<Subject, Candidate>,
-        head: Head,
+        chain_time: ChainTime,
     ) -> Result<(), RoundError> {
         let mut holds = Vec::new();
         for (subject, reason) in left_out {
+            let Some(item) = candidates.get(subject) else { continue };
             match reason {
                 LeftOut::Waiting | LeftOut::Duplicate => {}
-                // Only the chain's own clock is final.
-                LeftOut::DeadlinePassed => match candidates.get(subject).and_then(|item| expired(item, head.time)) {
+                LeftOut::DeadlinePassed => match chain_time.last.and_then(|last| expired(item, last)) {
                     Some(reason) => holds.push((*subject, None, reason)),
                     None => {
-                        self.memory.not_before.insert(*subject, clock::now() + RETRY);
+                        self.put_off(item, Why::Deadline);
                     }
                 },
                 LeftOut::DeadlineTooNear => {
-                    self.memory.not_before.insert(*subject, clock::now() + RETRY);
+                    self.put_off(item, Why::Deadline);
                     tracing::warn!(%subject, "too near to its deadline to be mined in time");
                 }
                 LeftOut::TooLarge => {
-                    self.memory.not_before.insert(*subject, clock::now() + TimeDelta::hours(1));
-                    tracing::error!(%subject, "too large for a transaction");
+                    let until = self.put_off(item, Why::TooLarge);
+                    tracing::error!(%subject, %until, "too large for a transaction; trying again later");
                 }
             }
         }
         self.hold(fence, &holds).await
     }
 
-    pub(super) async fn hold(&mut self, fence: Fence, holds: &[NewHold]) -> Result<(), RoundError> {
+    /// Puts `item` off for a while that grows. Returns until when.
+    pub(super) fn put_off(&mut self, item: &Candidate, why: Why) -> DateTime<Utc> {
+        metrics::put_off(item.call.kind(), why.name());
+        self.memory.put_off.put(item, clock::now())
+    }
+
+    async fn hold(&mut self, fence: Fence, holds: &[NewHold]) -> Result<(), RoundError> {
         if holds.is_empty() {
             return Ok(());
         }
@@ -195,7 +212,7 @@ impl Settler {
         store_holds(&mut db, fence, holds, clock::now()).await?;
         db.commit().await?;
         for (subject, _, reason) in holds {
-            tracing::error!(%subject, ?reason, "the contract would skip it for good; the payment is on hold");
+            tracing::error!(%subject, ?reason, "its time has passed by a final block; the payment is on hold");
         }
         Ok(())
     }
@@ -236,7 +253,6 @@ impl Settler {
             "stored"
         );
         self.send(id, nonce, &attempt).await?;
-        crash::at(crash::Point::Send);
         Ok(true)
     }
 }

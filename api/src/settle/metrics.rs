@@ -30,6 +30,8 @@ fn describe() {
     describe_gauge!("littoral_settler_underfunded", "1 while the account cannot pay for the next batch");
     describe_gauge!("littoral_settler_due_items", "Payments that could be sent and are in no batch");
     describe_gauge!("littoral_settler_pending_batches", "Batches that are not settled yet");
+    describe_gauge!("littoral_settler_put_off_items", "Payments that are not tried for now");
+    describe_counter!("littoral_settler_put_off_total", "Payments put off for a while, by kind and reason");
     describe_counter!("littoral_settler_batches_total", "Batches by kind and by how they ended");
     describe_counter!("littoral_settler_items_total", "Items of mined batches by what became of them");
     describe_counter!("littoral_settler_gas_used_total", "Gas of mined batches");
@@ -101,10 +103,16 @@ pub fn stuck() {
     counter!("littoral_settler_stuck_total").increment(1);
 }
 
-/// Sizes of the two queues.
-pub fn queues(due_items: usize, pending_batches: usize) {
+/// Sizes of the queues.
+pub fn queues(due_items: usize, pending_batches: usize, put_off_items: usize) {
+    gauge!("littoral_settler_put_off_items").set(u32::try_from(put_off_items).unwrap_or(u32::MAX));
     gauge!("littoral_settler_due_items").set(u32::try_from(due_items).unwrap_or(u32::MAX));
     gauge!("littoral_settler_pending_batches").set(u32::try_from(pending_batches).unwrap_or(u32::MAX));
+}
+
+/// A payment is not tried for a while.
+pub fn put_off(kind: Kind, why: &'static str) {
+    counter!("littoral_settler_put_off_total", "kind" => kind.name(), "why" => why).increment(1);
 }
 
 /// A batch was planned, mined, reverted or displaced.

@@ -11,7 +11,7 @@ use alloy::sol_types::Eip712Domain;
 use alloy::transports::TransportError;
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use market::batch::{Channel, Rate, Subject};
+use market::batch::{Channel, Rate};
 use market::clock;
 use market::db::chain_view;
 use market::db::leader::{Fence, FenceError};
@@ -20,6 +20,7 @@ use market::deployment::Deployment;
 use sqlx::PgPool;
 
 use super::fees::{Fees, TargetFee};
+use super::put_off::PutOff;
 use super::refusal::Refusal;
 
 /// Why a round ended early. The next one tries again.
@@ -74,7 +75,7 @@ pub struct Options {
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
     pub number: u64,
-    /// The header's timestamp.
+    /// The header's timestamp, as the node tells it: for trials, and never a reason to hold a payment.
     pub time: DateTime<Utc>,
     pub gas_limit: u64,
     /// Wei.
@@ -90,8 +91,8 @@ pub struct Memory {
     pub looked_at: HashMap<B256, DateTime<Utc>>,
     /// The node's last words on a transaction it refused.
     pub refusals: HashMap<B256, (Refusal, String)>,
-    /// What is not to be planned before a time.
-    pub not_before: HashMap<Subject, DateTime<Utc>>,
+    /// What is not to be planned for now.
+    pub put_off: PutOff,
     /// Conditions that were logged and still hold.
     pub conditions: HashSet<Condition>,
     /// Every nonce below is a batch's, or known to be foreign.
@@ -146,7 +147,7 @@ impl Memory {
         self.sent_at.retain(|hash, _| hashes.contains(hash));
         self.looked_at.retain(|hash, _| hashes.contains(hash));
         self.refusals.retain(|hash, _| hashes.contains(hash));
-        self.not_before.retain(|_, until| *until > now);
+        self.put_off.forget(now);
         self.conditions.retain(|condition| match condition {
             Condition::BumpAboveCap(id) | Condition::ReceiptContradicted(id) => {
                 pending.iter().any(|batch| batch.id == *id)

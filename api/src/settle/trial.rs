@@ -1,4 +1,5 @@
-//! Trying a batch before it is signed: what would be skipped is left out, what would revert is halved.
+//! Trying a batch before it is signed: what would be skipped is left out for a while, what would revert is halved. A trial is one
+//! node's word: it can delay a payment, and nothing else.
 
 use alloy::eips::BlockId;
 use alloy::providers::Provider;
@@ -10,9 +11,8 @@ use chrono::TimeDelta;
 use market::abi::{IJobEscrow, SkipReason};
 use market::batch::{Batch, Channel, Subject, is_permanent};
 use market::clock;
-use market::db::leader::Fence;
 
-use super::dispatch::RETRY;
+use super::put_off::Why;
 use super::settler::{Head, RoundError, Settler};
 
 /// Percent of what a batch takes in a trial that it gets as its gas limit: what contract wallets take may change meanwhile.
@@ -36,12 +36,12 @@ struct Run {
 
 impl Settler {
     /// Has the node run the batch.
-    pub(super) async fn try_out(&mut self, fence: Fence, mut batch: Batch, head: Head) -> Result<Trial, RoundError> {
+    pub(super) async fn try_out(&mut self, mut batch: Batch, head: Head) -> Result<Trial, RoundError> {
         let mut run = None;
         if self.options.simulate {
             run = self.simulate(&batch, head).await?;
             if let Some(run) = &run {
-                self.leave_out(fence, &mut batch, &run.skipped).await?;
+                self.leave_out(&mut batch, &run.skipped);
             }
         }
         if batch.items.is_empty() {
@@ -60,15 +60,14 @@ impl Settler {
         if gas_limit <= self.max_gas(head) {
             return Ok(Trial::Ready { batch, gas_limit });
         }
-        let first = batch.subjects().first().copied();
-        if let Some((one, other)) = batch.split() {
-            return Ok(Trial::Split(one, other));
+        if let [item] = batch.items.as_slice() {
+            let until = self.put_off(item, Why::Fails);
+            tracing::error!(
+                subject = %item.subject, %until,
+                "cannot be sent even alone: it would revert or take too much gas; trying again later"
+            );
         }
-        if let Some(subject) = first {
-            self.memory.not_before.insert(subject, clock::now() + RETRY * 6);
-            tracing::error!(%subject, "cannot be sent even alone: it would revert or take too much gas; trying again later");
-        }
-        Ok(Trial::Empty)
+        Ok(batch.split().map_or(Trial::Empty, |(one, other)| Trial::Split(one, other)))
     }
 
     fn request(&self, batch: &Batch) -> TransactionRequest {
@@ -113,29 +112,23 @@ impl Settler {
         }
     }
 
-    async fn leave_out(
-        &mut self,
-        fence: Fence,
-        batch: &mut Batch,
-        skipped: &[(Subject, SkipReason)],
-    ) -> Result<(), RoundError> {
-        let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.items)
-            .into_iter()
-            .partition(|item| skipped.iter().any(|(subject, _)| *subject == item.subject));
+    /// Puts off what the contract would skip, by the node's word: it may be wrong, so that the item is tried again whatever the
+    /// reason.
+    fn leave_out(&mut self, batch: &mut Batch, skipped: &[(Subject, SkipReason)]) {
+        let reason_of =
+            |subject: Subject| skipped.iter().find(|(other, _)| *other == subject).map(|(_, reason)| *reason);
+        let (out, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut batch.items).into_iter().partition(|item| reason_of(item.subject).is_some());
         batch.items = kept;
-        let mut holds = Vec::new();
         for item in out {
-            let Some((subject, reason)) = skipped.iter().find(|(subject, _)| *subject == item.subject) else {
-                continue;
-            };
-            if is_permanent(*reason) {
-                holds.push((*subject, item.call.as_redemption().map(|r| r.cumulative), *reason));
+            let (subject, reason) = (item.subject, reason_of(item.subject));
+            let until = self.put_off(&item, Why::Skipped);
+            if reason.is_some_and(is_permanent) {
+                tracing::error!(%subject, ?reason, %until, "the contract would skip it for good, the node says; trying again later");
             } else {
-                self.memory.not_before.insert(*subject, clock::now() + RETRY);
-                tracing::warn!(%subject, ?reason, "the contract would skip it now; trying again later");
+                tracing::warn!(%subject, ?reason, %until, "the contract would skip it now, the node says; trying again later");
             }
         }
-        self.hold(fence, &holds).await
     }
 }
 

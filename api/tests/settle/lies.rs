@@ -124,6 +124,68 @@ async fn transactions_that_a_node_swallows_are_sent_again_as_they_were() {
     assert_eq!(world.nonce().await, u64::try_from(world.signed().await.len()).unwrap());
 }
 
+/// While `faults` last, nothing but what `while_lied_to` waits for happens; when they end, everything is paid once, and nothing was ever
+/// on hold.
+async fn pays_after_the_lie(faults: Faults, while_lied_to: impl AsyncFn(&World, &str) -> bool) {
+    let (mut world, proxy, jobs) = behind(faults).await;
+    let settler = world.settler().args(EAGER).spawn().unwrap();
+    world.wait("the lie is acted upon", async |world| while_lied_to(world, &settler.output()).await).await;
+    assert_eq!(world.settle(&["holds"]), "", "{}", settler.log_tail());
+    assert!(proxy.broken() > 0, "the proxy lied");
+    proxy.set(Faults::default());
+    world.wait_done(&jobs).await;
+    world.assert_exactly_once(&jobs).await;
+    assert_eq!(world.settle(&["holds"]), "", "{}", settler.log_tail());
+    let batches = world.batches().await;
+    assert!(batches.iter().all(|(state, _)| state == "mined"), "{batches:?}\n{}", settler.log_tail());
+    assert_eq!(batches.iter().map(|(_, items)| items).sum::<i64>(), 7, "each payment was in one transaction");
+    assert_eq!(world.nonce().await, u64::try_from(batches.len()).unwrap(), "{batches:?}");
+}
+
+#[tokio::test]
+async fn a_trial_that_calls_good_payments_bad_for_good_delays_them() {
+    pays_after_the_lie(Faults { skip_in_trial: true, ..Faults::default() }, async |world, output| {
+        assert_eq!(world.batches().await, []);
+        // Seven items, and the first of them again.
+        output.matches("the contract would skip it for good, the node says").count() > 7
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_header_from_the_future_lets_no_deadline_pass() {
+    // Vouchers have no deadline and go out.
+    pays_after_the_lie(Faults { head_off_by: 1_000_000, ..Faults::default() }, async |_, output| {
+        output.matches("Expired").count() > 5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_header_from_the_past_holds_nothing_up() {
+    pays_in_spite_of(Faults { head_off_by: -1_000_000, ..Faults::default() }).await;
+}
+
+#[tokio::test]
+async fn a_count_of_transactions_that_is_too_high_sends_nothing_until_it_is_right() {
+    pays_after_the_lie(Faults { high_count: 3, ..Faults::default() }, async |world, output| {
+        assert_eq!(world.batches().await, []);
+        output.contains("unexplained nonce")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn transactions_with_nonces_too_high_are_mined_once_the_count_is_right() {
+    let lie = Faults { high_count: 3, high_count_by_hash: 3, ..Faults::default() };
+    pays_after_the_lie(lie, async |world, _| {
+        assert_eq!(world.nonce().await, 0);
+        let items: i64 = world.batches().await.iter().map(|(_, items)| items).sum();
+        items == 7
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_unexplained_nonce_stops_everything_until_the_chains_logs_are_read() {
     let mut world = World::start().await;

@@ -71,7 +71,7 @@ async fn payments_on_an_idle_chain_are_finalized_by_the_clock() {
 }
 
 #[tokio::test]
-async fn a_bad_item_is_held_with_its_reason_and_harms_no_sibling() {
+async fn a_bad_item_harms_no_sibling_and_is_held_with_its_reason_once_the_chain_has_said_so() {
     for simulate in ["false", "true"] {
         let mut world = World::start().await;
         let jobs = world.open(&[Terms::default(); 5]).await;
@@ -81,14 +81,21 @@ async fn a_bad_item_is_held_with_its_reason_and_harms_no_sibling() {
         let settler = world.settler().args(["--simulate", simulate]).spawn().unwrap();
         let good: Vec<_> = [&jobs[..2], &jobs[3..]].concat();
         world.wait_paid(&good).await;
-        world.wait("the bad one is held", async |world| world.hold(&jobs[2]).await.is_some()).await;
+        if simulate == "false" {
+            world.wait("the bad one is held", async |world| world.hold(&jobs[2]).await.is_some()).await;
+            assert_eq!(world.hold(&jobs[2]).await.unwrap(), "BadReceiptSignature");
+            assert!(settler.output().contains("on hold"), "{}", settler.log_tail());
+        } else {
+            // That is only what a node said: it is tried again, and costs nothing.
+            let said = "the contract would skip it for good, the node says";
+            world.wait("it is tried again", async |_| settler.output().matches(said).count() > 1).await;
+            assert_eq!(world.hold(&jobs[2]).await, None);
+        }
         world.wait_settled().await;
-        assert_eq!(world.hold(&jobs[2]).await.unwrap(), "BadReceiptSignature");
         world.assert_paid_once(&good).await;
         assert_eq!(world.state(&jobs[2]).await, Some(EscrowState::Open));
-        assert!(settler.output().contains("on hold"), "{}", settler.log_tail());
 
-        // It is not sent again with the next payment; without a simulation it was sent once.
+        // It does not go along with the next payment; without a trial it was sent once.
         let late = world.open(&[Terms::default()]).await;
         world.complete(&late).await;
         world.wait_paid(&late).await;
@@ -182,4 +189,27 @@ async fn a_frozen_leader_that_wakes_up_deposed_sends_nothing_of_its_own() {
 fn signal(process: &devnet::Process, signal: &str) {
     let pid = process.pid().to_string();
     assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn what_was_signed_can_be_neither_changed_nor_removed() {
+    let mut world = World::start().await;
+    let jobs = world.open(&[Terms::default()]).await;
+    world.complete(&jobs).await;
+    let _settler = world.settler().spawn().unwrap();
+    world.wait_paid(&jobs).await;
+    let signed = world.signed().await;
+    let refused = [
+        sqlx::query!("update settlement_attempt set raw_tx = 'other'").execute(&world.pool).await,
+        sqlx::query!("update settlement_attempt set max_fee_per_gas = 0 where false").execute(&world.pool).await,
+        sqlx::query!("delete from settlement_attempt").execute(&world.pool).await,
+        sqlx::query!("truncate settlement_attempt").execute(&world.pool).await,
+        sqlx::query!("truncate settlement_batch cascade").execute(&world.pool).await,
+    ];
+    for refused in refused {
+        let why = refused.unwrap_err().to_string();
+        assert!(why.contains("settlement_attempt is append-only"), "{why}");
+    }
+    assert_eq!(world.signed().await, signed);
+    assert_eq!(signed.len(), 1);
 }

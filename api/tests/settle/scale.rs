@@ -102,7 +102,7 @@ async fn ten_thousand_payments_are_found_and_planned_in_a_moment() {
     let started = Instant::now();
     let mut db = settlement::snapshot(&pool).await.unwrap();
     let filter = Filter::default();
-    let results = settlement::due_results(&mut db, SETTLER, &filter, backoff, now, i64::from(DUE)).await.unwrap();
+    let results = settlement::due_results(&mut db, SETTLER, &filter, backoff, &[], now, i64::from(DUE)).await.unwrap();
     let found_results = started.elapsed();
     let vouchers = settlement::redeemable(&mut db, SETTLER, &filter, backoff, now, i64::from(DUE)).await.unwrap();
     let found = started.elapsed();

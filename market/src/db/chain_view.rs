@@ -133,3 +133,15 @@ pub async fn indexed(db: &mut PgConnection) -> Result<Option<Indexed>, sqlx::Err
     })
     .transpose()
 }
+
+/// Timestamp of a block that counts as final, the latest of those that are kept. Whatever the chain mines from now on is later.
+/// Nothing if no block is final.
+pub async fn final_time(db: &mut PgConnection) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "select b.mined_at from chain_block b cross join chain_level l
+         where b.canonical and b.number <= l.final_number and b.number <= l.block_number
+         order by b.number desc limit 1"
+    )
+    .fetch_optional(db)
+    .await
+}

@@ -21,7 +21,7 @@ use crate::db::leader::{Fence, FenceError};
 use crate::db::outbox::{self, Entity, Source};
 use crate::db::types::{DbAddress, DbAmount, DbHash};
 
-pub use due::{Backoff, due_results, finalizable};
+pub use due::{Backoff, PutOff, due_results, finalizable};
 pub use hold::{Hold, hold, hold_vouchers, holds, release, release_voucher};
 pub use nonce::{foreign_nonces, next_nonce, record_foreign, reopen, unexplained};
 pub use outcome::{Outcome, Sighting, is_canonical, outcomes, sightings};

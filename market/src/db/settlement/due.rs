@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnection, types::PgInterval};
 
 use super::{Filter, corrupt, wei};
 use crate::abi;
-use crate::batch::{Call, Candidate, Kind, Subject};
+use crate::batch::{Call, Candidate, Channel, Kind, Subject};
 use crate::db::chain::from_db;
 use crate::db::order::{self, Agreed};
 use crate::db::types::{DbAddress, DbAmount, DbHash};
@@ -27,21 +27,30 @@ pub struct Backoff {
     pub urgent_within: TimeDelta,
 }
 
+/// Vouchers that are not tried for now, by channel and amount. The orders that they cover do not wait for them.
+pub type PutOff = [(Channel, u128)];
+
 /// The oldest `limit` results whose payment `sender` may send: their order is open, they are in no pending batch, not on
 /// hold, and not backing off at `now`.
 ///
 /// A signed order's result besides: its requester has the price, no redeemed voucher pays for it, no voucher of its channel
-/// is on its way, and it has waited for one in vain. One that a voucher covers is left to that voucher as long as `sender` can redeem it; if it cannot,
-/// the node may, so the order is settled only once time presses. Run it in a [`super::snapshot`].
+/// is on its way, and it has waited for one in vain. One that a voucher covers is left to that voucher as long as `sender` can
+/// redeem it and it is not `put_off`; if it cannot, the node may, so the order is settled only once time presses. Run it in a
+/// [`super::snapshot`].
 pub async fn due_results(
     db: &mut PgConnection,
     sender: Address,
     filter: &Filter,
     backoff: Backoff,
+    put_off: &PutOff,
     now: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<Candidate>, sqlx::Error> {
     let (tokens, least_tokens, least) = filter.columns();
+    let of_put_off = |field: fn(&Channel) -> Address| -> Vec<DbAddress> {
+        put_off.iter().map(|(channel, _)| DbAddress(field(channel))).collect()
+    };
+    let put_off_amounts: Vec<_> = put_off.iter().map(|(_, cumulative)| DbAmount::from(*cumulative)).collect();
     let rows = sqlx::query!(
         r#"with channel as materialized (
                -- What holds for all results of a channel is found out once.
@@ -79,6 +88,12 @@ pub async fn due_results(
                        select from voucher_hold held
                        where held.requester = k.requester and held.node = k.node and held.token = k.token
                            and held.cumulative = k.cumulative
+                   )
+                   and not exists (
+                       select from unnest($12::bytea[], $13::bytea[], $14::bytea[], $15::numeric[])
+                           as o (requester, node, token, cumulative)
+                       where o.requester = k.requester and o.node = k.node and o.token = k.token
+                           and o.cumulative = k.cumulative
                    )
                    and (k.signer = k.requester or exists (
                        select from escrow_session s
@@ -146,7 +161,11 @@ pub async fn due_results(
         interval(backoff.urgent_within)?,
         &tokens as _,
         &least_tokens as _,
-        &least as _
+        &least as _,
+        &of_put_off(|channel| channel.requester) as _,
+        &of_put_off(|channel| channel.node) as _,
+        &of_put_off(|channel| channel.token) as _,
+        &put_off_amounts as _
     )
     .fetch_all(&mut *db)
     .await?;

@@ -115,7 +115,8 @@ pub async fn foreign_nonces(db: &mut PgConnection, sender: Address) -> Result<Ve
 
 /// Makes the ended batches of `sender` pending again whose block the indexer has taken back: their bytes are as good as
 /// before, and may be mined elsewhere already. What was final is taken up only if the chain also says, by `count`, that
-/// its nonce is free. Returns their numbers.
+/// its nonce is free. What they have put on hold is off it: the logs that said so are not on the chain any more. Returns their
+/// numbers.
 pub async fn reopen(
     db: &mut PgConnection,
     fence: Fence,
@@ -149,6 +150,7 @@ pub async fn reopen(
     if reopened.is_empty() {
         return Ok(reopened);
     }
+    release_reopened(db, &reopened).await?;
     let job_ids = sqlx::query_scalar!(
         r#"select distinct job_id as "job_id: DbHash" from settlement_item where batch_id = any($1)"#,
         &reopened
@@ -157,6 +159,24 @@ pub async fn reopen(
     .await?;
     announce(db, &job_ids.into_iter().map(|id| id.0).collect::<Vec<_>>(), "payment.sending", now).await?;
     Ok(reopened)
+}
+
+async fn release_reopened(db: &mut PgConnection, batches: &[i64]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "delete from settlement_hold h using settlement_item i where i.job_id = h.job_id and i.batch_id = any($1)",
+        batches
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "delete from voucher_hold h using settlement_voucher v, settlement_batch b
+         where b.id = any($1) and v.batch_id = b.id and h.requester = v.requester and h.node = b.node and h.token = b.token
+             and h.cumulative = v.cumulative",
+        batches
+    )
+    .execute(&mut *db)
+    .await?;
+    Ok(())
 }
 
 #[cfg(test)]
