@@ -38,7 +38,7 @@ impl Settler {
         if ended {
             store_holds(&mut db, fence, &holds(&outcomes), now).await?;
         }
-        crash::at(crash::Point::Acknowledge);
+        crash::at(crash::Point::Ending);
         db.commit().await?;
         if ended {
             report(batch, ending, &outcomes);

@@ -15,7 +15,7 @@ use super::nonces::Nonces;
 use super::purse::Purse;
 use super::refusal::Refusal;
 use super::settler::{Condition, Head, RoundError, Settler};
-use super::{ending, metrics, transaction};
+use super::{crash, ending, metrics, transaction};
 
 /// How long after it was sent, or looked for, the node is asked whether it still has a transaction.
 const LOOK_AFTER: TimeDelta = TimeDelta::seconds(3);
@@ -200,7 +200,7 @@ impl Settler {
     /// became of them.
     pub(super) async fn send(&mut self, batch: i64, nonce: u64, attempt: &Attempt) -> Result<(), RoundError> {
         let tx = attempt.tx_hash;
-        let sent = self.ask(self.provider.send_raw_transaction(&attempt.raw_tx)).await;
+        let sent = self.ask(crash::sending(self.provider.send_raw_transaction(&attempt.raw_tx))).await;
         let refusal = match &sent {
             Ok(_) => None,
             Err(RoundError::Rpc(error)) => match Refusal::of(error) {
@@ -212,6 +212,7 @@ impl Settler {
         };
         match refusal {
             None => {
+                crash::at(crash::Point::Acknowledge);
                 metrics::sent();
                 self.memory.refusals.remove(&tx);
                 let again = self.memory.sent_at.insert(tx, clock::now()).is_some();
