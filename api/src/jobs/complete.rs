@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use alloy::primitives::{Address, B256};
 use axum::extract::State;
 use chrono::{DateTime, Utc};
+use futures::{StreamExt, stream};
 use market::{
     Amount, ContentId,
     abi::Order,
@@ -28,6 +29,7 @@ use crate::{
     auth::SignedIn,
     error::{ApiError, ApiResult, Code, Problem},
     extract::{Json, Path},
+    wallet,
     wire::{Hash, HexBytes, WalletAddress},
 };
 
@@ -48,7 +50,7 @@ struct CompleteRequest {
     price: Amount,
     /// The digest inside `outputCID`, to be checked if given.
     result_hash: Option<Hash>,
-    /// The node's EIP-712 signature over `Receipt`.
+    /// The node's EIP-712 signature over `Receipt`, or what its contract wallet takes for one (ERC-1271).
     receipt_signature: HexBytes,
 }
 
@@ -141,7 +143,7 @@ struct ResultBody {
     output_cid: ContentId,
     /// What the receipt asks: at most the order's `maxPrice`.
     price: Amount,
-    /// The node's EIP-712 signature over `Receipt`.
+    /// The node's EIP-712 signature over `Receipt`, or what its contract wallet takes for one (ERC-1271).
     receipt_signature: HexBytes,
 }
 
@@ -236,17 +238,18 @@ pub async fn complete_all(
     let mut orders = order::agreed(&mut *app.parts.pool.acquire().await?, &ids).await?;
     let checker = app.clone();
     // Recovering a hundred signatures takes a while.
-    let checked: Vec<ApiResult<(B256, Order, Handed)>> = tokio::task::spawn_blocking(move || {
+    let recovered: Vec<ApiResult<Recovered>> = tokio::task::spawn_blocking(move || {
         let check = |(job_id, handed): (B256, Handed)| {
             // What is named twice finds no order the second time.
             let order = orders.remove(&job_id).ok_or_else(|| not_found(job_id))?.order;
-            check_handed(&checker, node, job_id, &order, &handed)?;
-            Ok((job_id, order, handed))
+            let receipt = check_handed(&checker, node, job_id, &order, &handed)?;
+            Ok(((job_id, order, handed), receipt))
         };
         results.into_iter().map(check).collect()
     })
     .await
     .map_err(ApiError::internal)?;
+    let checked = ask_wallet(app, node, recovered).await;
 
     let mut tx = app.begin().await?;
     let mut stored = Stored::read(&mut tx, &checked).await?;
@@ -274,11 +277,23 @@ pub async fn complete_all(
     Ok(answers)
 }
 
-/// What can be seen without looking at rows.
-fn check_handed(app: &App, node: Address, job_id: B256, order: &Order, handed: &Handed) -> ApiResult<()> {
+/// A result with the order that it is for.
+type Checked = (B256, Order, Handed);
+
+/// A receipt whose signature is not one of the node's key.
+struct NotByKey {
+    digest: B256,
+    why: String,
+}
+
+/// A result, and what is left to find out about its receipt.
+type Recovered = (Checked, Option<NotByKey>);
+
+/// What can be seen without looking at rows or at the chain.
+fn check_handed(app: &App, node: Address, job_id: B256, order: &Order, handed: &Handed) -> ApiResult<Option<NotByKey>> {
     let price = handed.price.to_u128().map_err(|e| ApiError::field(Code::InvalidField, "price", e.to_string()))?;
     check_price(order, price)?;
-    check_receipt(app, &handed.receipt_signature, job_id, price, handed.output_cid.digest(), node)
+    check_receipt(app, &handed.receipt_signature.0, job_id, price, handed.output_cid.digest(), node)
 }
 
 /// Writes results, ends their leases, and tells everyone.
@@ -312,7 +327,7 @@ struct Stored {
 }
 
 impl Stored {
-    async fn read(db: &mut PgConnection, results: &[ApiResult<(B256, Order, Handed)>]) -> ApiResult<Self> {
+    async fn read(db: &mut PgConnection, results: &[ApiResult<Checked>]) -> ApiResult<Self> {
         let ids: Vec<B256> = results.iter().flatten().map(|(job_id, ..)| *job_id).collect();
         let outputs: Vec<String> = results.iter().flatten().map(|(.., handed)| handed.output_cid.to_string()).collect();
         let work = work::lock_all(db, &ids).await?;
@@ -405,21 +420,46 @@ fn check_price(order: &Order, price: u128) -> ApiResult<()> {
     Err(ApiError::field(Code::PriceAboveMax, "price", detail))
 }
 
+/// That the receipt is by the node's key; if it is not, a contract wallet may take it all the same.
 fn check_receipt(
     app: &App,
-    signature: &HexBytes,
+    signature: &[u8],
     job_id: B256,
     price: u128,
     result_hash: B256,
     node: Address,
-) -> ApiResult<()> {
+) -> ApiResult<Option<NotByKey>> {
+    if signature.len() > wallet::MAX_SIGNATURE_BYTES {
+        let detail = format!("must have at most {} bytes", wallet::MAX_SIGNATURE_BYTES);
+        return Err(ApiError::field(Code::InvalidField, "receiptSignature", detail));
+    }
     let digest = typed_data::receipt_digest(job_id, price, result_hash, &app.domain);
-    let detail = match typed_data::recover(&signature.0, digest) {
-        Ok(signer) if signer == node => return Ok(()),
-        Ok(signer) => format!("is by {signer}, not by {node}, or over another receipt"),
-        Err(error) => error.to_string(),
+    Ok(match typed_data::recover(signature, digest) {
+        Ok(signer) if signer == node => None,
+        Ok(signer) => Some(NotByKey { digest, why: format!("is by {signer}, not by {node}, or over another receipt") }),
+        Err(error) => Some(NotByKey { digest, why: error.to_string() }),
+    })
+}
+
+/// Receipts of one request that the node's wallet is asked about at once.
+const RECEIPTS_AT_ONCE: usize = 8;
+
+/// Asks the node, if it is a contract, about the receipts that no key of its address has signed. The chain is waited for here,
+/// before there is a transaction.
+async fn ask_wallet(app: &App, node: Address, results: Vec<ApiResult<Recovered>>) -> Vec<ApiResult<Checked>> {
+    let asks = results.iter().flatten().any(|(_, receipt)| receipt.is_some());
+    // Usually it is none: then the chain is asked once.
+    let is_contract = if asks { wallet::is_contract(app, node).await.ok() } else { None };
+    let check = |result: ApiResult<Recovered>| async move {
+        let (checked, receipt) = result?;
+        let Some(NotByKey { digest, why }) = receipt else { return Ok(checked) };
+        let signature = &checked.2.receipt_signature.0;
+        if is_contract != Some(false) && wallet::accepts(app, node, digest, signature).await? {
+            return Ok(checked);
+        }
+        Err(ApiError::field(Code::BadReceiptSignature, "receiptSignature", why))
     };
-    Err(ApiError::field(Code::BadReceiptSignature, "receiptSignature", detail))
+    stream::iter(results).map(check).buffered(RECEIPTS_AT_ONCE).collect().await
 }
 
 /// Binds an open order to the node that did it for as long as a result counts: expiry and signature.

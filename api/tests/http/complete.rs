@@ -1,5 +1,6 @@
 use alloy::{
-    primitives::{Address, B256},
+    primitives::{Address, B256, Bytes},
+    providers::ext::AnvilApi,
     signers::local::PrivateKeySigner,
 };
 use market::{
@@ -8,13 +9,22 @@ use market::{
     fold::{EscrowState, JobResult, Moment},
     typed_data,
 };
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Api, User, assigner, deployment, order, spec};
+use crate::{
+    signed::anvil,
+    support::{Api, MIN_STAKE, Reply, User, Wish, assigner, deployment, order, registration, spec},
+};
+
+/// An API that asks a chain about contract wallets.
+async fn with_chain() -> Api {
+    Api::with(Wish { rpc_url: Some(anvil().await.rpc_url().to_owned()), ..Wish::default() }).await
+}
 
 /// A node that holds a job, and an output.
 async fn at_work() -> (Api, User, B256, ContentId) {
-    let api = Api::start().await;
+    let api = with_chain().await;
     let node = api.node().await;
     let output = api.blob(b"output").await;
     let job_id = api.open_job().await;
@@ -206,4 +216,66 @@ async fn an_order_that_names_its_node_needs_no_assignment() {
     assert_eq!(done.body["assignment"], Value::Null);
     let stored = work::completion(&mut api.pool.acquire().await.unwrap(), job_id).await.unwrap().unwrap();
     assert_eq!((stored.assignment_expiry, stored.assignment_signature), (0, Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contract_wallet_says_itself_whether_a_receipt_is_its_own() {
+    // PUSH4 0x1626ba7e PUSH1 0xe0 SHL PUSH1 0 MSTORE PUSH1 32 PUSH1 0 RETURN: takes everything for its own.
+    let yes = "0x631626ba7e60e01b60005260206000f3";
+    // The same, but for the last byte of the word.
+    let no = "0x631626ba7f60e01b60005260206000f3";
+    // Spends gas for ever.
+    let greedy = "0x5b600056";
+    let api = with_chain().await;
+    let rpc = market::rpc::provider(&anvil().await.rpc_url().parse().unwrap());
+    let wallet = Address::from(rand::random::<[u8; 20]>());
+    let becomes = async |code: &str| rpc.anvil_set_code(wallet, code.parse::<Bytes>().unwrap()).await.unwrap();
+
+    becomes(yes).await;
+    let mut message = api.message(&PrivateKeySigner::random()).await;
+    message.address = wallet;
+    let body = json!({ "message": message.to_string(), "signature": "0x1234" });
+    let signed_in = Reply::of(api.request(Method::POST, "/lit-compute/auth/verify", None).json(&body)).await.ok();
+    let node = User { token: signed_in.text("token"), signer: PrivateKeySigner::random() };
+    api.stake(wallet, MIN_STAKE).await;
+    api.post(&node, "/lit-compute/nodes/register", registration(wallet)).await.ok();
+    let output = api.blob(b"output").await;
+    let mut jobs = Vec::new();
+    for price in [1_000, 999, 998] {
+        let spec = spec(ContentId::of(b"input"));
+        jobs.push(
+            api.open(&market::abi::Order { maxPrice: price, ..order(Address::repeat_byte(0xaa), &spec) }, &spec).await,
+        );
+        api.claim(&node).await.ok();
+    }
+    let result = |job: B256, signature: &[u8]| {
+        json!({
+            "jobId": job, "fence": 1, "outputCID": output, "price": "900",
+            "receiptSignature": format!("0x{}", hex::encode(signature)),
+        })
+    };
+    let complete = async |job: B256, signature: &[u8]| {
+        let mut body = result(job, signature);
+        body.as_object_mut().unwrap().remove("jobId");
+        api.post(&node, &path(job), body).await
+    };
+    let before = api.written().await;
+    for code in [no, greedy, "0x"] {
+        becomes(code).await;
+        let reply = complete(jobs[0], b"owners agree").await;
+        reply.is_problem(422, "bad_receipt_signature", Some("receiptSignature"));
+    }
+    becomes(yes).await;
+    let long = complete(jobs[0], &[1; 5000]).await;
+    long.is_problem(422, "invalid_field", Some("receiptSignature"));
+    assert_eq!(api.written().await, before);
+
+    assert_eq!(complete(jobs[0], b"owners agree").await.ok().text("status"), "completed");
+    let stored = work::completion(&mut api.pool.acquire().await.unwrap(), jobs[0]).await.unwrap().unwrap();
+    assert_eq!((stored.node, stored.receipt_signature.as_slice()), (wallet, b"owners agree".as_slice()));
+    let results = json!({ "results": [result(jobs[1], b"they do"), result(jobs[2], &[])] });
+    let done = api.post(&node, "/lit-compute/jobs/complete/bulk", results).await.ok();
+    for answer in done.body["results"].as_array().unwrap() {
+        assert_eq!(answer["completed"]["status"], "completed", "{answer}");
+    }
 }

@@ -28,7 +28,7 @@ pub const SUBMIT: &str = "/lit-compute/jobs/submit";
 const BULK: &str = "/lit-compute/jobs/submit/bulk";
 
 /// The chain that is asked about contract wallets.
-async fn anvil() -> &'static Anvil {
+pub async fn anvil() -> &'static Anvil {
     static SHARED: OnceCell<Anvil> = OnceCell::const_new();
     SHARED.get_or_init(|| async { Anvil::start(AnvilOptions::default()).await.unwrap() }).await
 }

@@ -13,4 +13,5 @@ mod scale;
 mod standby;
 mod trouble;
 mod vouchers;
+mod wallets;
 mod world;

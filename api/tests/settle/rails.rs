@@ -17,6 +17,11 @@ use crate::world::{ASSIGNER, Job, MAX_PRICE, NODES, PRICE, SETTLER, Terms, World
 impl World {
     /// Keeps an order that `requester` signed for each of `terms`, as the API does when one is submitted.
     pub async fn sign(&mut self, requester: DevKey, terms: &[Terms]) -> Vec<Job> {
+        self.sign_for(requester.address(), requester, terms).await
+    }
+
+    /// As [`Self::sign`], with `key` signing for the contract wallet `requester`.
+    pub async fn sign_for(&mut self, requester: Address, key: DevKey, terms: &[Terms]) -> Vec<Job> {
         let now = u64::try_from(clock::now().timestamp()).unwrap();
         let mut jobs = Vec::new();
         let mut db = self.pool.begin().await.unwrap();
@@ -28,7 +33,7 @@ impl World {
                 params: String::new(),
             };
             let order = Order {
-                requester: requester.address(),
+                requester,
                 token: terms.token,
                 maxPrice: MAX_PRICE,
                 node: terms.node.address(),
@@ -41,7 +46,7 @@ impl World {
                 nonce: self.orders,
             };
             let id = typed_data::job_id(&order, &self.domain());
-            let signature = requester.signer().sign_hash_sync(&id).unwrap().as_bytes();
+            let signature = key.signer().sign_hash_sync(&id).unwrap().as_bytes();
             let kept =
                 order::insert_signed(&mut db, id, (&order, &spec), &signature, &order::Terms::default(), clock::now())
                     .await
@@ -65,6 +70,11 @@ impl World {
 
     /// Keeps a voucher of the channel of `order`, signed by `signer`.
     pub async fn voucher(&self, order: &Order, cumulative: u128, covered: u64, signer: DevKey) {
+        self.voucher_for(signer.address(), order, (cumulative, covered), signer).await;
+    }
+
+    /// As [`Self::voucher`], with `key` signing for the contract wallet `signer`.
+    pub async fn voucher_for(&self, signer: Address, order: &Order, (cumulative, covered): (u128, u64), key: DevKey) {
         let voucher = Voucher {
             requester: order.requester,
             node: order.node,
@@ -73,7 +83,7 @@ impl World {
             coveredNonce: covered,
         };
         let digest = voucher.eip712_signing_hash(&self.domain());
-        let signature = signer.signer().sign_hash_sync(&digest).unwrap().as_bytes().to_vec();
+        let signature = key.signer().sign_hash_sync(&digest).unwrap().as_bytes().to_vec();
         sqlx::query!(
             "insert into voucher (requester, node, token, cumulative, covered_nonce, signer, signature, created_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -82,7 +92,7 @@ impl World {
             DbAddress(order.token) as _,
             DbAmount::from(cumulative) as _,
             DbAmount::from(u128::from(covered)) as _,
-            DbAddress(signer.address()) as _,
+            DbAddress(signer) as _,
             signature,
             clock::now()
         )
