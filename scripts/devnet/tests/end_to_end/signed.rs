@@ -159,6 +159,33 @@ async fn more_than_the_deposit_has_is_refused_with_the_figures() {
 }
 
 #[tokio::test]
+async fn what_is_thawing_backs_no_order_from_when_the_indexer_has_seen_it() {
+    let mut stage = Stage::at(Pace::Vouchers).await;
+    stage.market.kill(Service::Node).unwrap();
+    let node = stage.node().to_string();
+    let file = stage.file("input", b"half of it is leaving");
+    let submit = async |stage: &Stage, price: &str| {
+        let args = ["submit", file.to_str().unwrap(), "--op", "command", "--price", price, "--node", &node];
+        stage.requester.run(args).await.map_err(|error| format!("{error:#}"))
+    };
+    // Of a hundred prices, ten are promised and sixty thaw.
+    submit(&stage, &prices(10).to_string()).await.unwrap();
+    stage.requester.run(["thaw", &prices(60).to_string()]).await.unwrap();
+    let account = format!("/lit-compute/accounts/{}", stage.market.keys().requester.address());
+    until("the indexer has seen it", async || {
+        let said = stage.get(&account).await.unwrap_or_default();
+        said["balances"][0]["thawing"] == prices(60).to_string()
+    })
+    .await;
+    let refused = submit(&stage, &prices(31).to_string()).await.unwrap_err();
+    let figures = [prices(31), prices(40), prices(30), prices(10)].map(|figure| figure.to_string());
+    for word in ["insufficient_deposit", "402"].iter().copied().chain(figures.iter().map(String::as_str)) {
+        assert!(refused.contains(word), "no {word} in {refused}");
+    }
+    submit(&stage, &prices(30).to_string()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_node_settles_by_itself_when_its_requester_takes_the_money_back() {
     let mut stage = Stage::at(Pace::Vouchers).await;
     let job = stage.submit("command", b"and the money back, please", &[]).await;

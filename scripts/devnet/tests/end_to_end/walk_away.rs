@@ -1,14 +1,42 @@
-//! API, settler, indexer and owner are gone for good: everyone gets what is theirs by `littoral` and the chain alone.
+//! The owner has paused and renounced both contracts, and API, settler and indexer are gone for good: everyone gets what is theirs by `littoral` and the chain alone.
 
 use std::time::Duration;
 
+use alloy::network::EthereumWallet;
 use alloy::primitives::{Address, B256, U256};
+use alloy::providers::ProviderBuilder;
 use alloy::providers::ext::AnvilApi;
 use devnet::Service;
 
 use crate::stage::{PRICE, Pace, Stage};
 
+alloy::sol! {
+    /// What the owner of either contract can do to it.
+    #[sol(rpc)]
+    interface IOwned {
+        function owner() external view returns (address);
+        function paused() external view returns (bool);
+        function setPaused(bool paused) external;
+        function renounceOwnership() external;
+    }
+}
+
 impl Stage {
+    /// The owner pauses both contracts and gives them up: nobody can ever unpause them.
+    async fn owner_leaves(&self) {
+        let wallet = EthereumWallet::from(self.market.keys().deployer.signer());
+        let url = self.market.endpoints().rpc_url.parse().unwrap();
+        let provider = ProviderBuilder::new().wallet(wallet).connect_http(url);
+        let manifest = &self.market.deployment().manifest;
+        for contract in [manifest.escrow, manifest.registry] {
+            let contract = IOwned::new(contract, &provider);
+            assert!(contract.setPaused(true).send().await.unwrap().get_receipt().await.unwrap().status());
+            assert!(contract.renounceOwnership().send().await.unwrap().get_receipt().await.unwrap().status());
+            assert!(contract.paused().call().await.unwrap());
+            assert_eq!(contract.owner().call().await.unwrap(), Address::ZERO);
+        }
+    }
+
     /// Lets time pass on the chain.
     async fn pass(&self, secs: u64) {
         self.chain.provider().anvil_increase_time(secs).await.unwrap();
@@ -41,6 +69,8 @@ async fn nodes_are_paid_requesters_refunded_and_both_withdraw() {
     stage.market.kill(Service::Node).unwrap();
     let lost = stage.submit("command", b"opened, and nobody does it", &["--open", "--deadline", "100"]).await;
     let cancelled = stage.submit("command", b"signed, and taken back", &[]).await;
+    // First the owner, who stops what can be stopped, then everybody else.
+    stage.owner_leaves().await;
     for service in [Service::Api, Service::Indexer] {
         stage.market.kill(service).unwrap();
     }
