@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 
 use super::apply::{self, Changes, ProjectError};
 use super::client::{Client, RedisError};
@@ -29,6 +29,9 @@ const SCAN_STEP: usize = 1000;
 
 const BEGIN: &str = include_str!("lua/begin.lua");
 const SWAP: &str = include_str!("lua/swap.lua");
+
+/// How often a rebuild begins again because Redis was flushed, before it is left to the next look.
+const ATTEMPTS: u32 = 5;
 
 /// Fills Redis if it was not filled from this database or has lost something since, unless another process is doing so.
 /// Returns whether it did.
@@ -66,29 +69,73 @@ async fn fill_all(pool: &PgPool, redis: &Client, now: DateTime<Utc>, anew: bool)
         return Ok(false);
     }
     let wanted = projection::generation(&mut duty).await?;
-    let is_ours = generation(redis).await?.as_ref() == Some(&wanted);
     // Another process may have filled it between the caller's look and the lock.
-    if !anew && is_ours {
+    if !anew && generation(redis).await?.as_ref() == Some(&wanted) {
         return Ok(false);
     }
+    let mut finished = false;
+    for attempt in 1..=ATTEMPTS {
+        finished = fill_once(pool, redis, &mut duty, &wanted, now).await?;
+        if finished {
+            break;
+        }
+        metrics::counter!("littoral_redis_rebuilds_interrupted_total").increment(1);
+        tracing::warn!(generation = %wanted, attempt, "Redis was flushed while it was filled; beginning again");
+    }
+    duty.commit().await?;
+    Ok(finished)
+}
+
+/// One attempt, which ends with the batch in which it finds that Redis was flushed: what it has filled so far is lost then, and
+/// readers have nothing. Returns whether it came to its end.
+async fn fill_once(
+    pool: &PgPool,
+    redis: &Client,
+    duty: &mut PgConnection,
+    wanted: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, ProjectError> {
     let mut batches = Vec::new();
     for source in [Source::Chain, Source::Work] {
-        batches.push(projection::progress(&mut duty, source).await?.batch);
+        batches.push(projection::progress(duty, source).await?.batch);
     }
-    tracing::info!(generation = %wanted, "filling Redis from Postgres");
-    let token = begin(redis, !is_ours).await?;
-    let nodes = fill_nodes(pool, redis, now).await?;
-    let jobs = fill_jobs(pool, redis, now).await?;
-    let sessions = fill_sessions(pool, redis, now).await?;
-    fill_turns(pool, redis, now).await?;
+    let is_ours = generation(redis).await?.as_deref() == Some(wanted);
+    tracing::info!(generation = wanted, "filling Redis from Postgres");
+    let filling = Filling { pool, redis, token: begin(redis, !is_ours).await?, now };
+    let filled = async {
+        let nodes = filling.nodes().await?;
+        let jobs = filling.jobs().await?;
+        let sessions = filling.sessions().await?;
+        fill_turns(pool, redis, now).await?;
+        Ok((nodes, jobs, sessions))
+    };
+    let (nodes, jobs, sessions) = match filled.await {
+        Ok(filled) => filled,
+        Err(Stopped::Flushed) => return Ok(false),
+        Err(Stopped::Failed(error)) => return Err(error),
+    };
     let left = leftovers(redis, &jobs).await?;
-    let finished = swap(redis, &token, &wanted, &batches, &left.owners).await?;
-    forget(pool, redis, left, now).await?;
-    duty.commit().await?;
-    if finished {
-        tracing::info!(generation = %wanted, jobs = jobs.len(), nodes, sessions, "Redis is filled");
+    if !swap(redis, &filling.token, wanted, &batches, &left.owners).await? {
+        return Ok(false);
     }
-    Ok(finished)
+    forget(pool, redis, left, now).await?;
+    metrics::counter!("littoral_redis_rebuilds_total").increment(1);
+    tracing::info!(generation = wanted, jobs = jobs.len(), nodes, sessions, "Redis is filled");
+    Ok(true)
+}
+
+/// Why an attempt does not go on.
+enum Stopped {
+    /// What it had filled is gone.
+    Flushed,
+    /// Postgres or Redis failed.
+    Failed(ProjectError),
+}
+
+impl<E: Into<ProjectError>> From<E> for Stopped {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 /// Begins to keep staging keys. Versions of another database's snapshots would keep this one's out.
@@ -224,40 +271,6 @@ async fn fill(
     Ok(())
 }
 
-async fn fill_nodes(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<usize, ProjectError> {
-    let (mut after, mut count) = (Address::ZERO, 0);
-    loop {
-        let nodes = node_view::list(&mut *pool.acquire().await?, after, BATCH).await?;
-        let Some(last) = nodes.last() else { return Ok(count) };
-        after = last.node;
-        count += nodes.len();
-        fill(pool, redis, nodes.iter().map(|view| Entity::Node(view.node)), now).await?;
-    }
-}
-
-/// Returns which jobs it filled.
-async fn fill_jobs(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<HashSet<B256>, ProjectError> {
-    let mut filled = HashSet::new();
-    // Those whose payment is due come first, in the order of their lists: each is then appended at the end of its list.
-    let mut after = None;
-    loop {
-        let due = job_view::due_ids(&mut *pool.acquire().await?, after, BATCH).await?;
-        let Some(last) = due.last() else { break };
-        after = Some(*last);
-        fill(pool, redis, due.iter().map(|(_, id)| Entity::Job(*id)), now).await?;
-        filled.extend(due.iter().map(|(_, id)| *id));
-    }
-    let since = now - TimeDelta::seconds(PAYMENTS_TTL_SECS.cast_signed());
-    let mut after = B256::ZERO;
-    loop {
-        let jobs = job_view::live_ids(&mut *pool.acquire().await?, after, since, BATCH).await?;
-        let Some(last) = jobs.last() else { return Ok(filled) };
-        after = *last;
-        let new: Vec<B256> = jobs.into_iter().filter(|id| filled.insert(*id)).collect();
-        fill(pool, redis, new.into_iter().map(Entity::Job), now).await?;
-    }
-}
-
 /// Whose turn it was is only a hint, and needs no staging.
 async fn fill_turns(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<(), ProjectError> {
     let since = now - TimeDelta::seconds(TURNS_KEPT_SECS.cast_signed());
@@ -274,15 +287,77 @@ async fn fill_turns(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result
     Ok(())
 }
 
-async fn fill_sessions(pool: &PgPool, redis: &Client, now: DateTime<Utc>) -> Result<usize, ProjectError> {
-    let (mut after, mut count) = (String::new(), 0);
-    loop {
-        let sessions = projection::live_sessions(&mut *pool.acquire().await?, &after, BATCH, now).await?;
-        let Some(last) = sessions.last() else { return Ok(count) };
-        after.clone_from(&last.user_id);
-        count += sessions.len();
-        for live in &sessions {
-            session::restore(redis, live).await?;
+/// An attempt to fill Redis.
+struct Filling<'a> {
+    pool: &'a PgPool,
+    redis: &'a Client,
+    token: String,
+    now: DateTime<Utc>,
+}
+
+impl Filling<'_> {
+    /// That Redis still has what was filled so far. The attempt's token lives on, however long all of it takes.
+    async fn go_on(&self) -> Result<(), Stopped> {
+        let mut look = redis::cmd("GETEX");
+        look.arg(self.redis.keys().rebuilding()).arg("EX").arg(TOKEN_TTL_SECS);
+        let token: Option<String> = look.query_async(&mut self.redis.connection()).await?;
+        if token.as_ref() == Some(&self.token) { Ok(()) } else { Err(Stopped::Flushed) }
+    }
+
+    async fn fill(&self, entities: impl Iterator<Item = Entity>) -> Result<(), Stopped> {
+        fill(self.pool, self.redis, entities, self.now).await?;
+        self.go_on().await
+    }
+
+    /// Returns how many there are.
+    async fn nodes(&self) -> Result<usize, Stopped> {
+        let (mut after, mut count) = (Address::ZERO, 0);
+        loop {
+            let nodes = node_view::list(&mut *self.pool.acquire().await?, after, BATCH).await?;
+            let Some(last) = nodes.last() else { return Ok(count) };
+            after = last.node;
+            count += nodes.len();
+            self.fill(nodes.iter().map(|view| Entity::Node(view.node))).await?;
+        }
+    }
+
+    /// Returns which jobs it filled.
+    async fn jobs(&self) -> Result<HashSet<B256>, Stopped> {
+        let mut filled = HashSet::new();
+        // Those whose payment is due come first, in the order of their lists: each is then appended at the end of its list.
+        let mut after = None;
+        loop {
+            let due = job_view::due_ids(&mut *self.pool.acquire().await?, after, BATCH).await?;
+            let Some(last) = due.last() else { break };
+            after = Some(*last);
+            self.fill(due.iter().map(|(_, id)| Entity::Job(*id))).await?;
+            filled.extend(due.iter().map(|(_, id)| *id));
+        }
+        let since = self.now - TimeDelta::seconds(PAYMENTS_TTL_SECS.cast_signed());
+        let mut after = B256::ZERO;
+        loop {
+            let jobs = job_view::live_ids(&mut *self.pool.acquire().await?, after, since, BATCH).await?;
+            let Some(last) = jobs.last() else { return Ok(filled) };
+            after = *last;
+            let new: Vec<B256> = jobs.into_iter().filter(|id| filled.insert(*id)).collect();
+            self.fill(new.into_iter().map(Entity::Job)).await?;
+        }
+    }
+
+    /// Returns how many there are.
+    async fn sessions(&self) -> Result<usize, Stopped> {
+        let (mut after, mut count) = (String::new(), 0);
+        loop {
+            let mut db = self.pool.acquire().await?;
+            let sessions = projection::live_sessions(&mut db, &after, BATCH, self.now).await?;
+            drop(db);
+            let Some(last) = sessions.last() else { return Ok(count) };
+            after.clone_from(&last.user_id);
+            count += sessions.len();
+            for live in &sessions {
+                session::restore(self.redis, live).await?;
+            }
+            self.go_on().await?;
         }
     }
 }

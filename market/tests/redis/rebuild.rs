@@ -1,6 +1,7 @@
 //! A flushed Redis is filled again, with exactly what was in it.
 
 use alloy::primitives::Address;
+use market::db::outbox::Entity;
 use market::db::projection;
 use market::redis::Client;
 use market::redis::keys::Keys;
@@ -293,4 +294,49 @@ async fn a_database_that_lost_commits_or_a_leader_of_an_earlier_epoch_changes_no
         assert!(!rebuild::ensure(&world.pool, &world.redis, world.at(2)).await.unwrap());
         assert_eq!(market::redis::queue::depth(&world.redis).await.unwrap(), 4);
     }
+}
+
+/// Until Redis has a rebuild's token, and someone waits for an entity's lock in this database.
+async fn rebuilding(world: &World) {
+    for _ in 0..600 {
+        let token = world.command(&["EXISTS", &world.redis.keys().rebuilding()]).await;
+        let waits: bool = sqlx::query_scalar(
+            "select exists (select from pg_locks where locktype = 'advisory' and not granted
+                 and database = (select oid from pg_database where datname = current_database()))",
+        )
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+        if token == redis::Value::Int(1) && waits {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("no rebuild is under way");
+}
+
+#[tokio::test]
+async fn a_flush_in_the_middle_of_a_rebuild_is_noticed_at_once_and_it_begins_again() {
+    let world = World::new().await;
+    a_full_queue(&world).await;
+    assert!(rebuild::ensure(&world.pool, &world.redis, world.at(5)).await.unwrap());
+    let before = world.dump().await;
+    // Who works on these jobs makes the rebuild wait: at the first of its batches, and at the last.
+    let mut last = [0; 32];
+    (last[0], last[30], last[31]) = (0xee, 0x01, 0x2c);
+    let (mut early, mut late) = (world.pool.begin().await.unwrap(), world.pool.begin().await.unwrap());
+    projection::lock(&mut early, &[Entity::Job(job(1))]).await.unwrap();
+    projection::lock(&mut late, &[Entity::Job(last.into())]).await.unwrap();
+    let (pool, client, at) = (world.pool.clone(), world.redis.clone(), world.at(5));
+    let rebuild = tokio::spawn(async move { rebuild::rebuild(&pool, &client, at).await });
+    rebuilding(&world).await;
+    world.command(&["FLUSHALL"]).await;
+    early.rollback().await.unwrap();
+    // It has not come to its end, where it would have noticed in any case.
+    rebuilding(&world).await;
+    assert!(!rebuild.is_finished());
+    late.rollback().await.unwrap();
+    assert!(rebuild.await.unwrap().unwrap());
+    assert_eq!(world.dump().await, before);
+    assert!(!rebuild::ensure(&world.pool, &world.redis, world.at(5)).await.unwrap(), "nothing is left to do");
 }
