@@ -14,12 +14,12 @@ mod signed;
 mod submit;
 mod tried;
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use market::{
     Amount,
     db::{
-        job_view::JobView,
+        job_view::{self, JobView},
         order::{self, Agreed, Rail},
         voucher::{self, Cover},
     },
@@ -232,6 +232,16 @@ pub struct AssignmentBody {
 /// The error for a job that no one opened or announced.
 fn not_found(job_id: B256) -> ApiError {
     ApiError::field(Code::JobNotFound, "jobId", format!("There is no job {job_id}."))
+}
+
+/// The job, which `requester` must have ordered: of another's nothing is read or locked for them.
+async fn ordered(db: &mut PgConnection, job_id: B256, requester: Address) -> ApiResult<JobView> {
+    if let Some(job) = job_view::ordered(db, job_id, requester).await? {
+        return Ok(job);
+    }
+    let other = job_view::by_id(db, job_id).await?.ok_or_else(|| not_found(job_id))?;
+    let detail = format!("{}, not {requester}, is the job's requester.", other.order.requester);
+    Err(ApiError::new(Code::WalletMismatch, detail))
 }
 
 /// The job as it was opened or signed.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{JobPath, not_found};
+use super::{JobPath, ordered};
 use crate::{
     app::App,
     auth::SignedIn,
@@ -61,11 +61,7 @@ async fn cancel_job(State(app): State<App>, user: SignedIn, Path(path): Path<Job
 /// Takes back a signed order of `requester` at `now`. Nothing if it was taken back before.
 pub async fn cancel(app: &App, requester: Address, job_id: B256, now: DateTime<Utc>) -> ApiResult<()> {
     let mut tx = app.begin().await?;
-    let job = job_view::by_id(&mut tx, job_id).await?.ok_or_else(|| not_found(job_id))?;
-    if job.order.requester != requester {
-        let detail = format!("{}, not {requester}, is the job's requester.", job.order.requester);
-        return Err(ApiError::new(Code::WalletMismatch, detail));
-    }
+    let job = ordered(&mut tx, job_id, requester).await?;
     if job.stored_status == JobStatus::Cancelled {
         return Ok(());
     }
@@ -78,10 +74,10 @@ pub async fn cancel(app: &App, requester: Address, job_id: B256, now: DateTime<U
     }
     // A claim locks the job's place in the queue, so one of the two comes first. The order is locked before that, as by all who end
     // one.
-    order::lock_signed(&mut tx, job_id).await?;
+    order::lock_signed(&mut tx, job_id, requester).await?;
     queue::lock_one(&mut tx, job_id).await?;
     work::ensure_row(&mut tx, job_id, now).await?;
-    match work::lock(&mut tx, job_id).await? {
+    match work::lock_ordered(&mut tx, job_id, requester).await? {
         Some(work) if work.fence > Fence(0) => {
             return refuse(format!("A node has had the job, which is {}.", job.status(now)));
         }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use market::{
     clock,
     db::{
-        exposure, job_view,
+        exposure,
         job_view::JobView,
         order::{self, Rail},
         outbox::{self, Entity, Source},
@@ -19,7 +19,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{JobPath, check, not_found, signed};
+use super::{JobPath, check, ordered, signed};
 use crate::{
     app::App,
     auth::SignedIn,
@@ -70,15 +70,11 @@ async fn redrive_job(
 /// Puts a failed job of `requester` back into the queue at `now`.
 pub async fn redrive(app: &App, requester: Address, job_id: B256, now: DateTime<Utc>) -> ApiResult<()> {
     let mut tx = app.begin().await?;
-    let job = job_view::by_id(&mut tx, job_id).await?.ok_or_else(|| not_found(job_id))?;
-    if job.order.requester != requester {
-        let detail = format!("{}, not {requester}, is the job's requester.", job.order.requester);
-        return Err(ApiError::new(Code::WalletMismatch, detail));
-    }
+    let job = ordered(&mut tx, job_id, requester).await?;
     if job.rail == Some(Rail::Signed) {
         exposure::lock(&mut tx, job.order.requester, job.order.token).await?;
     }
-    let before = work::lock(&mut tx, job_id).await?.unwrap_or_default();
+    let before = work::lock_ordered(&mut tx, job_id, requester).await?.unwrap_or_default();
     let after = before.redrive()?;
     check_standing(app, &mut tx, &job, now).await?;
     work::save(&mut tx, job_id, &before, &after, None, now).await?;

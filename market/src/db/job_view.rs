@@ -28,6 +28,15 @@ pub async fn by_id(db: &mut PgConnection, job_id: B256) -> Result<Option<JobView
         .transpose()
 }
 
+/// The job, if `requester` ordered it.
+pub async fn ordered(db: &mut PgConnection, job_id: B256, requester: Address) -> Result<Option<JobView>, sqlx::Error> {
+    select_jobs!("where j.job_id = $1 and j.requester = $2", DbHash(job_id) as _, DbAddress(requester) as _)
+        .fetch_optional(db)
+        .await?
+        .map(JobView::try_from)
+        .transpose()
+}
+
 /// Those of `job_ids` that exist, in no particular order.
 pub async fn by_ids(db: &mut PgConnection, job_ids: &[B256]) -> Result<Vec<JobView>, sqlx::Error> {
     let ids: Vec<DbHash> = job_ids.iter().copied().map(DbHash).collect();

@@ -215,11 +215,12 @@ pub async fn insert_signed_all(
     Ok(inserted.rows_affected())
 }
 
-/// Locks a signed order, if it is one, until the transaction ends.
-pub async fn lock_signed(db: &mut PgConnection, job_id: B256) -> Result<(), sqlx::Error> {
+/// Locks a signed order of `requester`, if it is one, until the transaction ends.
+pub async fn lock_signed(db: &mut PgConnection, job_id: B256, requester: Address) -> Result<(), sqlx::Error> {
     let row = sqlx::query_scalar!(
-        r#"select true as "locked!" from signed_order where job_id = $1 for update"#,
-        DbHash(job_id) as _
+        r#"select true as "locked!" from signed_order where job_id = $1 and requester = $2 for update"#,
+        DbHash(job_id) as _,
+        DbAddress(requester) as _
     );
     row.fetch_optional(db).await?;
     Ok(())

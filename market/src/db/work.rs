@@ -114,6 +114,27 @@ pub async fn lock(db: &mut PgConnection, job_id: B256) -> Result<Option<Work>, s
     Ok(row.map(Row::read).transpose()?.map(|(_, work)| work))
 }
 
+/// As [`lock`], of a job that `requester` has ordered; nothing, and no lock, if it is another's.
+pub async fn lock_ordered(
+    db: &mut PgConnection,
+    job_id: B256,
+    requester: Address,
+) -> Result<Option<Work>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"select job_id as "job_id: DbHash", state, fence, attempts, forgiven_fence,
+            node as "node?: DbAddress", leased_at, lease_expires_at, not_before
+        from job_work w
+        where job_id = $1 and exists (select from job_order e where e.job_id = w.job_id and e.requester = $2)
+        for update of w"#,
+        DbHash(job_id) as _,
+        DbAddress(requester) as _
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(Row::read).transpose()?.map(|(_, work)| work))
+}
+
 /// The work on those of `job_ids` that some node had, locked until the transaction ends, in order of id, so that two of these
 /// cannot wait for each other.
 pub async fn lock_all(db: &mut PgConnection, job_ids: &[B256]) -> Result<HashMap<B256, Work>, sqlx::Error> {
