@@ -90,6 +90,8 @@ pub enum Command {
     Fetch(FetchArgs),
     /// Take an order back: at once if no node has it, otherwise after the notice of the thaw period
     Cancel(CancelArgs),
+    /// Have failed jobs tried anew, by any node, as long as there is time to their deadline
+    Redrive(RedriveArgs),
     /// Take back the money of expired and cancelled jobs
     Refund(RefundArgs),
     /// Pay for a result ahead of the end of its challenge window, or end your dispute of it
@@ -108,6 +110,12 @@ pub enum Command {
     Status(StatusArgs),
     /// List your jobs, newest first
     Jobs(JobsArgs),
+    /// Count the market's jobs by status
+    Stats,
+    /// List the nodes that have completed most jobs
+    Leaderboard(LeaderboardArgs),
+    /// Show what the market's operators have switched on and off
+    Features,
     /// Make an age identity, to which results can be encrypted
     Keygen(KeygenArgs),
     /// Run a node and manage its stake

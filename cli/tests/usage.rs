@@ -6,7 +6,7 @@ mod support;
 
 use support::{Run, littoral, mode};
 
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 27] = [
     "deposit",
     "thaw",
     "withdraw",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 23] = [
     "watch",
     "fetch",
     "cancel",
+    "redrive",
     "refund",
     "accept",
     "dispute",
@@ -28,6 +29,9 @@ const COMMANDS: [&str; 23] = [
     "session",
     "status",
     "jobs",
+    "stats",
+    "leaderboard",
+    "features",
     "keygen",
     "node",
 ];
@@ -63,6 +67,13 @@ fn a_wrong_command_line_exits_2_in_text_and_in_json() {
         &["watch", "0x12"],
         &["submit", "file"],
         &["refund"],
+        &["redrive"],
+        &["redrive", "0x12"],
+        &["leaderboard", "--limit", "0"],
+        &["submit", "file", "--price", "1", "--not-before", "tomorrow"],
+        &["submit", "file", "--price", "1", "--min-reputation", "101"],
+        &["submit", "file", "--price", "1", "--min-stake", "1.5"],
+        &["submit", "file", "--price", "1", "--priority", "1001"],
         &["withdraw", "--to", "0x12"],
         &["withdraw", "--to", "0xF39Fd6e51aad88F6F4ce6aB8827279cffFb92266"],
         &["node", "register", "--capacity", "0", "--ops", "encrypt"],
@@ -84,6 +95,8 @@ fn what_is_missing_is_named() {
         |args: &[&str]| Run::of(littoral(args).arg("--json").env(key[0], key[1]).current_dir(dir.path())).error(2);
     let error = run(&["deposit", "1"]);
     assert!(error["error"].as_str().unwrap().contains("--rpc-url"), "{error}");
+    let error = run(&["redrive", &format!("0x{}", "11".repeat(32))]);
+    assert!(error["error"].as_str().unwrap().contains("--deployment"), "{error}");
     let error = run(&["deposit", "1", "--rpc-url", "http://127.0.0.1:1"]);
     assert!(error["error"].as_str().unwrap().contains("--deployment"), "{error}");
 }
@@ -94,8 +107,10 @@ fn an_api_that_is_down_is_an_error_or_waited_for() {
     let down = ["--json", "--api", "http://127.0.0.1:1"];
     let error = Run::of(littoral(&down).args(["status", &job])).error(1);
     assert_eq!(error["code"], "api_unreachable");
-    let error = Run::of(littoral(&down).args(["fetch", &job])).error(1);
-    assert_eq!(error["code"], "api_unreachable");
+    for command in [&["fetch", &job][..], &["stats"], &["leaderboard"], &["features"]] {
+        let error = Run::of(littoral(&down).args(command)).error(1);
+        assert_eq!(error["code"], "api_unreachable", "{command:?}");
+    }
     let status = Run::of(littoral(&down).arg("status"));
     assert_eq!(status.code, 1);
     let value: serde_json::Value = serde_json::from_str(status.stdout.trim()).unwrap();

@@ -1,5 +1,7 @@
 //! What goes over HTTP, as far as the command line looks at it.
 
+use std::collections::BTreeMap;
+
 use alloy::primitives::{Address, B256, Bytes};
 use chrono::{DateTime, Utc};
 use market::confirmation::Confirmation;
@@ -107,12 +109,30 @@ pub struct SubmitRequest {
     pub order: OrderJson,
     /// What the order's `specHash` is the hash of.
     pub spec: SpecJson,
-    /// Place in the queue; 100 is plain first come, first served.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub priority: Option<u16>,
+    /// What is said beside the order.
+    #[serde(flatten)]
+    pub terms: Terms,
     /// Over the order, if it is paid from the deposit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signature: Option<Bytes>,
+}
+
+/// What a requester says beside an order: it is not signed, and not on the chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Terms {
+    /// Place in the queue; 100 is plain first come, first served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+    /// No node is given the job earlier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<DateTime<Utc>>,
+    /// Nodes of less are not given it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_reputation: Option<u8>,
+    /// Nodes with less are not given it, in wei.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_stake: Option<Amount>,
 }
 
 /// Answer to `POST jobs/submit`.
@@ -220,6 +240,54 @@ pub struct JobPage {
     pub next: Option<String>,
 }
 
+/// Answer to `POST jobs/{jobId}/redrive`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Redriven {
+    /// Where it stands now.
+    pub status: JobStatus,
+}
+
+/// `GET jobs/stats`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobStats {
+    /// All jobs.
+    pub total: i64,
+    /// By status.
+    pub by_status: BTreeMap<String, i64>,
+}
+
+/// `GET leaderboard`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Leaderboard {
+    /// The first one has done most.
+    pub leaders: Vec<Leader>,
+}
+
+/// A node's place on the leaderboard.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leader {
+    /// From 1 on.
+    pub rank: usize,
+    /// Under which it appears off-chain.
+    pub node_id: B256,
+    /// The operator.
+    #[serde(serialize_with = "checksummed", deserialize_with = "checked")]
+    pub wallet_address: Address,
+    /// Results that it has handed in.
+    pub completed_jobs: i64,
+    /// When it handed the latest in.
+    pub last_completed_at: DateTime<Utc>,
+}
+
+/// `GET features`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Features {
+    /// Whether each is on.
+    pub features: BTreeMap<String, bool>,
+}
+
 /// Body of `POST nodes/register`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -241,6 +309,20 @@ pub struct Capabilities {
     pub max_concurrent_jobs: u32,
     /// Operations it performs.
     pub supported_operations: Vec<String>,
+    /// The least that an order must offer.
+    pub min_prices: Vec<MinPrice>,
+}
+
+/// The least that an order for an operation must offer in a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MinPrice {
+    /// Of what.
+    pub operation: String,
+    /// Zero for the chain's native coin.
+    #[serde(serialize_with = "checksummed")]
+    pub token: Address,
+    /// In the token's smallest unit.
+    pub amount: Amount,
 }
 
 /// A lease by name.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use alloy::primitives::{Address, B256};
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use market::Amount;
 use market::job::JobStatus;
@@ -121,6 +122,18 @@ pub struct SubmitArgs {
     #[arg(long, value_name = "0-1000", value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub priority: Option<u16>,
 
+    /// Give it to no node earlier: a time such as 2026-12-24T18:00:00Z, or seconds from now
+    #[arg(long, value_name = "TIME|SECS", value_parser = parse_not_before)]
+    pub not_before: Option<NotBefore>,
+
+    /// Give it only to nodes with this reputation or more
+    #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub min_reputation: Option<u8>,
+
+    /// Give it only to nodes with this stake or more, in wei
+    #[arg(long, value_name = "AMOUNT")]
+    pub min_stake: Option<Amount>,
+
     /// Open the jobs on the chain, which locks their price, rather than sign orders against the deposit
     #[arg(long)]
     pub open: bool,
@@ -136,6 +149,35 @@ pub struct SubmitArgs {
     /// How vouchers are signed.
     #[command(flatten)]
     pub signing: SigningArgs,
+}
+
+/// When a job may be given to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotBefore {
+    /// So many seconds from now.
+    In(u32),
+    /// From this time on.
+    At(DateTime<Utc>),
+}
+
+impl NotBefore {
+    /// The time, if it is `now`.
+    #[must_use]
+    pub fn time(self, now: DateTime<Utc>) -> DateTime<Utc> {
+        match self {
+            Self::In(secs) => now + TimeDelta::seconds(secs.into()),
+            Self::At(time) => time,
+        }
+    }
+}
+
+fn parse_not_before(text: &str) -> Result<NotBefore, &'static str> {
+    if let Ok(secs) = text.parse() {
+        return Ok(NotBefore::In(secs));
+    }
+    let time =
+        DateTime::parse_from_rfc3339(text).map_err(|_| "must be a time such as 2026-12-24T18:00:00Z, or seconds")?;
+    Ok(NotBefore::At(time.with_timezone(&Utc)))
 }
 
 /// How vouchers are signed.
@@ -223,6 +265,22 @@ pub struct RefundArgs {
     /// Ids of expired or cancelled jobs
     #[arg(required = true, value_name = "JOB")]
     pub jobs: Vec<B256>,
+}
+
+/// `redrive`
+#[derive(Args, Debug)]
+pub struct RedriveArgs {
+    /// Ids of failed jobs; see `littoral jobs --status failed`
+    #[arg(required = true, value_name = "JOB")]
+    pub jobs: Vec<B256>,
+}
+
+/// `leaderboard`
+#[derive(Args, Debug)]
+pub struct LeaderboardArgs {
+    /// At most so many
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=200))]
+    pub limit: u8,
 }
 
 /// `voucher …`

@@ -5,8 +5,10 @@ mod cancel;
 mod channel;
 mod dispute;
 mod fetch;
+mod figures;
 pub mod node_admin;
 mod overview;
+mod redrive;
 mod refund;
 pub mod session;
 pub mod settler;
@@ -43,9 +45,13 @@ pub async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
         Command::Resolve(args) => dispute::resolve(context, &args).await,
         Command::Voucher(command) => voucher::run(context, command).await,
         Command::Session(command) => session::run(context, command).await,
+        Command::Redrive(args) => redrive::redrive(context, &args).await,
         Command::Refund(args) => refund::refund(context, &args).await,
         Command::Status(args) => status::status(context, args.job).await,
         Command::Jobs(args) => status::jobs(context, &args).await,
+        Command::Stats => figures::stats(context).await,
+        Command::Leaderboard(args) => figures::leaderboard(context, &args).await,
+        Command::Features => figures::features(context).await,
         Command::Keygen(args) => keygen(context, &args),
         Command::Node(command) => run_node(context, command).await,
     }

@@ -8,6 +8,7 @@ use market::abi::Order;
 use market::deployment::Deployment;
 
 use super::verify::Refusal;
+use crate::api::MinPrice;
 use crate::args::AcceptArg;
 use crate::chain::NATIVE;
 use crate::context::token_named;
@@ -32,6 +33,20 @@ impl Accepted {
             }
         }
         Ok(Self(minimum))
+    }
+
+    /// The same for the API, so that it gives this node nothing that it would only give back. An operation for which none is
+    /// named is given for any price and token.
+    pub fn min_prices(&self, operations: &[String]) -> Vec<MinPrice> {
+        let each = |operation: &String| {
+            let price = |(token, amount): (&Address, &Amount)| MinPrice {
+                operation: operation.clone(),
+                token: *token,
+                amount: *amount,
+            };
+            self.0.iter().map(price).collect::<Vec<_>>()
+        };
+        operations.iter().flat_map(each).collect()
     }
 
     /// Whether the order offers enough.

@@ -117,6 +117,7 @@ impl Node {
             capabilities: Capabilities {
                 max_concurrent_jobs: self.limits.concurrency,
                 supported_operations: self.operations.names.clone(),
+                min_prices: self.limits.accepted.min_prices(&self.operations.names),
             },
         };
         let mut tries = 1;

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::account::{checksum, transaction};
 use super::watch;
-use crate::api::{Api, blobs};
+use crate::api::{Api, Terms, blobs};
 use crate::args::SubmitArgs;
 use crate::chain::Mined;
 use crate::context::{Context, token_name};
@@ -43,6 +43,7 @@ struct Draft {
 pub async fn submit(context: &Context, args: &SubmitArgs) -> anyhow::Result<()> {
     let files = inputs(args)?;
     let params = plan::params_of(args)?;
+    let terms = plan::terms_of(args, market::clock::now())?;
     let wallet = context.wallet().await?;
     let (api, info) = context.market(&wallet.chain.deployment).await?;
     let records = context.records(&wallet.chain.deployment, wallet.address)?;
@@ -60,7 +61,7 @@ pub async fn submit(context: &Context, args: &SubmitArgs) -> anyhow::Result<()> 
         specs.push(JobSpec { inputCID: input.to_string(), operation: args.op.clone(), params: params.clone() });
     }
     let drafts = template.drafts(&wallet.chain, &records, specs).await?;
-    let submission = Submission { context, api: &api, args };
+    let submission = Submission { context, api: &api, terms };
     let jobs = if args.open {
         opened::submit(&submission, &wallet, &records, drafts).await?
     } else {
@@ -73,7 +74,8 @@ pub async fn submit(context: &Context, args: &SubmitArgs) -> anyhow::Result<()> 
 struct Submission<'a> {
     context: &'a Context,
     api: &'a Api,
-    args: &'a SubmitArgs,
+    /// Worked out once: a request that is repeated must be the same.
+    terms: Terms,
 }
 
 /// The files that the command line names.

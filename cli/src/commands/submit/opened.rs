@@ -8,7 +8,7 @@ use market::db::order::Rail;
 use market::order::{OrderJson, SpecJson};
 
 use super::{Draft, Submission, describe, plan, report};
-use crate::api::{Api, SubmitRequest, Submitted};
+use crate::api::{Api, SubmitRequest, Submitted, Terms};
 use crate::chain::{Mined, Wallet, now_on_both};
 use crate::context::{Context, verified_job};
 use crate::error::Failure;
@@ -26,11 +26,11 @@ pub async fn submit(
     records: &Records,
     drafts: Vec<Draft>,
 ) -> anyhow::Result<Vec<B256>> {
-    let Submission { context, api, args } = submission;
+    let Submission { context, api, terms } = submission;
     let mut jobs = Vec::new();
     for draft in drafts {
         let job_id = draft.job_id;
-        announce(context, api, &draft, args.priority).await?;
+        announce(context, api, &draft, terms).await?;
         records.keep(&record(&draft))?;
         context.out.note(&format!("Announced job {job_id}; if this is interrupted: littoral open {job_id}"));
         let mined = send_open(context, wallet, &draft).await?;
@@ -89,9 +89,10 @@ pub async fn open(context: &Context, job_id: B256) -> anyhow::Result<()> {
 
 /// Tells the API of the order. The chain has just said that the money is there (`check_funds`); that the API does not know
 /// it yet means that the indexer has not come to the deposit's block.
-async fn announce(context: &Context, api: &Api, draft: &Draft, priority: Option<u16>) -> anyhow::Result<()> {
+async fn announce(context: &Context, api: &Api, draft: &Draft, terms: &Terms) -> anyhow::Result<()> {
     let Draft { job_id, order, spec } = draft;
-    let body = SubmitRequest { order: OrderJson::from(order), spec: SpecJson::from(spec), priority, signature: None };
+    let (order, spec) = (OrderJson::from(order), SpecJson::from(spec));
+    let body = SubmitRequest { order, spec, terms: terms.clone(), signature: None };
     let started = Instant::now();
     let mut is_noted = false;
     let submitted: Submitted = loop {

@@ -1,12 +1,14 @@
 //! What is ordered: checked as far as this client and the chain can.
 
 use alloy::primitives::{Address, B256, U256};
+use chrono::{DateTime, Utc};
 use market::abi::{JobSpec, Order};
 use market::typed_data;
 use serde_json::{Map, Value, json};
 
 use super::super::account::checked_amount;
 use super::Draft;
+use crate::api::Terms;
 use crate::args::SubmitArgs;
 use crate::chain::{Chain, Wallet, now_on_both};
 use crate::context::{resolve_node, token_address, token_name};
@@ -39,6 +41,20 @@ pub fn params_of(args: &SubmitArgs) -> anyhow::Result<String> {
     };
     checked.map_err(|error| Failure::Usage(format!("{}: {error}; see --to", args.op)))?;
     Ok(text)
+}
+
+/// What is said beside the order.
+pub fn terms_of(args: &SubmitArgs, now: DateTime<Utc>) -> anyhow::Result<Terms> {
+    let not_before = args.not_before.map(|from| from.time(now));
+    let secs = not_before.map_or(0, |from| (from - now).num_seconds());
+    if u64::try_from(secs).is_ok_and(|secs| secs >= args.deadline) {
+        let deadline = args.deadline;
+        return Err(
+            Failure::Usage(format!("--not-before must be earlier than the --deadline, {deadline} s from now")).into()
+        );
+    }
+    let (priority, min_reputation, min_stake) = (args.priority, args.min_reputation, args.min_stake);
+    Ok(Terms { priority, not_before, min_reputation, min_stake })
 }
 
 /// An order but for its `specHash` and nonce.

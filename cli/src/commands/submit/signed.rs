@@ -9,7 +9,7 @@ use market::order::{OrderJson, SpecJson};
 
 use super::opened::{INDEXED_POLL, INDEXED_WITHIN};
 use super::{Draft, Submission, describe, plan, report};
-use crate::api::{ApiError, BulkItem, BulkRequest, BulkSubmitted, Problem, SubmitRequest, Submitted};
+use crate::api::{ApiError, BulkItem, BulkRequest, BulkSubmitted, Problem, SubmitRequest, Submitted, Terms};
 use crate::chain::Chain;
 use crate::error::Failure;
 use crate::records::{OrderRecord, Records};
@@ -33,7 +33,7 @@ pub async fn submit(
     signer: &PrivateKeySigner,
     drafts: Vec<Draft>,
 ) -> anyhow::Result<Vec<B256>> {
-    let Submission { context, args, .. } = submission;
+    let Submission { context, .. } = submission;
     if let Some(first) = drafts.first() {
         let each = if drafts.len() == 1 { "an order" } else { "an order for each file" };
         let about = describe(&first.order, &first.spec.operation, &chain.deployment);
@@ -55,7 +55,7 @@ pub async fn submit(
     let mut jobs = Vec::new();
     let mut refused = 0;
     for chunk in signed.chunks(BULK) {
-        for (one, item) in chunk.iter().zip(hand_in_bulk(submission, chain, chunk, args.priority).await?) {
+        for (one, item) in chunk.iter().zip(hand_in_bulk(submission, chain, chunk).await?) {
             bar.inc(1);
             match item {
                 Ok(status) => {
@@ -89,18 +89,18 @@ fn record(draft: &Draft, signature: &Bytes) -> OrderRecord {
     }
 }
 
-fn request(one: &SignedDraft, priority: Option<u16>) -> SubmitRequest {
+fn request(one: &SignedDraft, terms: &Terms) -> SubmitRequest {
     SubmitRequest {
         order: OrderJson::from(&one.draft.order),
         spec: SpecJson::from(&one.draft.spec),
-        priority,
+        terms: terms.clone(),
         signature: Some(one.signature.clone()),
     }
 }
 
 async fn hand_in(submission: &Submission<'_>, chain: &Chain, one: &SignedDraft) -> anyhow::Result<Submitted> {
-    let Submission { context, api, args } = submission;
-    let body = request(one, args.priority);
+    let Submission { context, api, terms } = submission;
+    let body = request(one, terms);
     let key = one.draft.job_id.to_string();
     let mut patience = Patience::new();
     let submitted: Submitted = loop {
@@ -121,10 +121,9 @@ async fn hand_in_bulk(
     submission: &Submission<'_>,
     chain: &Chain,
     chunk: &[SignedDraft],
-    priority: Option<u16>,
 ) -> anyhow::Result<Vec<Result<String, String>>> {
-    let Submission { context, api, .. } = submission;
-    let body = BulkRequest { jobs: chunk.iter().map(|one| request(one, priority)).collect() };
+    let Submission { context, api, terms } = submission;
+    let body = BulkRequest { jobs: chunk.iter().map(|one| request(one, terms)).collect() };
     let mut patience = Patience::new();
     loop {
         let answer: Result<BulkSubmitted, ApiError> = api.post("lit-compute/jobs/submit/bulk", &body).await;
