@@ -12,13 +12,14 @@ use chrono::TimeDelta;
 use ipnet::IpNet;
 use market::{
     breaker::Breaker,
+    db,
     deployment::Deployment,
     production::Environment,
     redis::{cache::Cache, client::Client},
     typed_data,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction, pool::PoolConnection};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
@@ -36,6 +37,10 @@ use crate::{
 
 /// How long the chain is left alone after it did not answer.
 const CHAIN_PAUSE: Duration = Duration::from_secs(2);
+/// How long Postgres is left alone after it gave no connection.
+const POSTGRES_PAUSE: Duration = Duration::from_secs(1);
+/// How long a connection to Postgres may take; the pool itself gives up a little earlier, and says why.
+const POSTGRES_WITHIN: Duration = Duration::from_secs(6);
 
 /// How the API behaves.
 #[derive(Debug, Clone)]
@@ -145,6 +150,8 @@ pub struct Shared {
     pub activity: Activity,
     /// Keeps requests from waiting for a chain that does not answer.
     pub chain: Breaker,
+    /// The same for Postgres.
+    postgres: Breaker,
     /// What takes long to work out and may be a little old.
     pub cache: Cache,
     /// Cancelled when the process is about to end: it says that it is not ready, and goes on serving.
@@ -163,6 +170,7 @@ impl App {
             domain: parts.deployment.domain(),
             claim_slots: Semaphore::new(parts.settings.claim_slots),
             chain: Breaker::new("chain", CHAIN_PAUSE),
+            postgres: Breaker::new("postgres", POSTGRES_PAUSE),
             cache: Cache::new(parts.redis.clone()),
             hub: Hub::open(parts.redis.clone()),
             parts,
@@ -177,9 +185,19 @@ impl App {
         }))
     }
 
-    /// A transaction.
-    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.parts.pool.begin().await
+    /// A connection to Postgres. Refused at once if there was none to be had a moment ago.
+    pub async fn db(&self) -> ApiResult<PoolConnection<Postgres>> {
+        self.postgres(self.parts.pool.acquire()).await
+    }
+
+    /// A transaction, as [`Self::db`].
+    pub async fn begin(&self) -> ApiResult<Transaction<'static, Postgres>> {
+        self.postgres(self.parts.pool.begin()).await
+    }
+
+    async fn postgres<T>(&self, call: impl Future<Output = Result<T, sqlx::Error>>) -> ApiResult<T> {
+        let answer = self.postgres.call(POSTGRES_WITHIN, call, db::is_outage).await;
+        answer.map_err(|broken| ApiError::broken("The database", broken))
     }
 
     /// The address whose signature binds open orders to nodes.

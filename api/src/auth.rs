@@ -146,7 +146,7 @@ pub struct SessionBody {
 async fn create_nonce(State(app): State<App>) -> ApiResult<Json<NonceBody>> {
     let nonce = siwe::generate_nonce();
     let expires_at = clock::now() + NONCE_LIFE;
-    session::insert_nonce(&mut *app.parts.pool.acquire().await?, &nonce, expires_at).await?;
+    session::insert_nonce(&mut *app.db().await?, &nonce, expires_at).await?;
     Ok(Json(NonceBody { nonce, expires_at }))
 }
 
@@ -175,7 +175,7 @@ async fn verify(State(app): State<App>, Json(request): Json<VerifyRequest>) -> A
         created_at: now,
         expires_at: now + TimeDelta::seconds(SESSION_TTL_SECS.cast_signed()),
     };
-    if !session::open(&mut *app.parts.pool.acquire().await?, &message.nonce, &session).await? {
+    if !session::open(&mut *app.db().await?, &message.nonce, &session).await? {
         let detail = "The nonce was not handed out by this API, was used, or has expired. Ask for another.";
         return Err(ApiError::field(Code::NonceInvalid, "message", detail));
     }
@@ -233,7 +233,7 @@ async fn logout(State(app): State<App>, user: SignedIn) -> ApiResult<StatusCode>
             .map_err(ApiError::unavailable)?;
         return Ok(StatusCode::NO_CONTENT);
     };
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let signed_in_elsewhere = session::close(&mut db, token_hash, user_id.as_str(), clock::now()).await?;
     if !signed_in_elsewhere {
         shared(&app, "remove", &user_id, market::redis::session::remove(redis, &user_id)).await;

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::TryStreamExt;
-use market::{ContentId, clock, db::blob};
+use market::{ContentId, breaker::Broken, clock, db::blob};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
@@ -77,7 +77,7 @@ async fn put_blob(
     if declared.is_some_and(|bytes| bytes > limit) {
         return Err(too_large(limit));
     }
-    let mut upload = app.parts.store.upload().await.map_err(ApiError::unavailable)?;
+    let mut upload = app.parts.store.upload().await.map_err(store_failed)?;
     let within = app.parts.settings.upload_timeout;
     let received = timeout(within, receive(body, &mut upload, limit)).await.unwrap_or_else(|_| {
         let detail = format!("The body did not arrive within {} seconds.", within.as_secs());
@@ -89,12 +89,12 @@ async fn put_blob(
         }
         return Err(error);
     }
-    match upload.finish(query.cid).await.map_err(ApiError::unavailable)? {
+    match upload.finish(query.cid).await.map_err(store_failed)? {
         Finished::Mismatch { actual } => {
             Err(ApiError::field(Code::CidMismatch, "cid", format!("the bytes that came are {actual}")))
         }
         Finished::Stored { cid, size } => {
-            let mut db = app.parts.pool.acquire().await?;
+            let mut db = app.db().await?;
             blob::insert(&mut db, cid, size, user.wallet(), clock::now()).await?;
             metrics::counter!("littoral_blob_stored_bytes_total").increment(size);
             tracing::info!(%cid, size, wallet = %user.wallet(), "content stored");
@@ -135,7 +135,7 @@ async fn get_blob(
     if is_cached(&headers, cid) {
         return Ok((StatusCode::NOT_MODIFIED, content_headers(cid)).into_response());
     }
-    let stored = app.parts.store.read(cid).await.map_err(ApiError::unavailable)?;
+    let stored = app.parts.store.read(cid).await.map_err(store_failed)?;
     let Some(stored) = stored.filter(|stored| stored.size == size) else {
         return Err(ApiError::internal(anyhow::anyhow!("{cid} of {size} bytes is lost or damaged in the store")));
     };
@@ -156,8 +156,12 @@ async fn head_blob(State(app): State<App>, Path(CidPath { cid }): Path<CidPath>)
     Ok((content_headers(cid), [(header::CONTENT_LENGTH, size.to_string())], Body::empty()).into_response())
 }
 
+fn store_failed(broken: Broken<object_store::Error>) -> ApiError {
+    ApiError::broken("The store of contents", broken)
+}
+
 async fn find(app: &App, cid: ContentId) -> ApiResult<u64> {
-    blob::size(&mut *app.parts.pool.acquire().await?, cid)
+    blob::size(&mut *app.db().await?, cid)
         .await?
         .ok_or_else(|| ApiError::field(Code::UnknownCid, "cid", format!("{cid} is not stored here")))
 }

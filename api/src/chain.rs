@@ -78,7 +78,7 @@ struct IndexedBlock {
 /// Which chain and contracts this is
 #[utoipa::path(get, path = "/lit-compute/chain", tag = "chain", responses((status = 200, body = ChainBody)))]
 async fn chain(State(app): State<App>) -> ApiResult<Json<ChainBody>> {
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let indexed = chain_view::indexed(&mut db).await?;
     let standing = chain_view::standing(&mut db).await?;
     let deployment = &app.parts.deployment;
@@ -193,7 +193,7 @@ struct EarnedBody {
     responses((status = 200, body = AccountBody))
 )]
 async fn account(State(app): State<App>, Path(path): Path<AccountPath>) -> ApiResult<Json<AccountBody>> {
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let balances = chain_view::balances(&mut db, path.address.0).await?;
     let earned = chain_view::earnings(&mut db, path.address.0).await?;
     let accounts = promised(&mut db, path.address.0, &balances).await?;

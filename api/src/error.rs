@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use market::{Amount, job::WorkError};
+use market::{Amount, breaker::Broken, db, job::WorkError};
 use serde::Serialize;
 
 use crate::wire::WalletAddress;
@@ -252,7 +252,20 @@ impl ApiError {
         Self { cause: Some(cause.into()), ..Self::new(Code::Unavailable, detail) }
     }
 
-    /// The same, telling when to try again.
+    /// The failure of a call to `what`, which is not even made while the last one has just failed.
+    pub fn broken<E: Into<Self>>(what: &str, broken: Broken<E>) -> Self {
+        match broken {
+            Broken::Open => {
+                let detail =
+                    format!("{what} did not answer a moment ago, and is not asked now. Try again in a moment.");
+                Self::new(Code::Unavailable, detail).retry_after(1)
+            }
+            Broken::Slow => Self::unavailable(anyhow::anyhow!("{what} did not answer in time")),
+            Broken::Failed(error) => error.into(),
+        }
+    }
+
+    /// The error, telling when to try again.
     #[must_use]
     pub fn retry_after(mut self, secs: u64) -> Self {
         self.retry_after_secs = Some(secs);
@@ -287,11 +300,17 @@ impl std::error::Error for ApiError {
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         match error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => Self::unavailable(error),
+            error if db::is_outage(&error) => Self::unavailable(error),
             // query_canceled: it took longer than the connection's statement_timeout.
             sqlx::Error::Database(cause) if cause.code().as_deref() == Some("57014") => Self::unavailable(cause),
             other => Self::internal(other),
         }
+    }
+}
+
+impl From<object_store::Error> for ApiError {
+    fn from(error: object_store::Error) -> Self {
+        Self::unavailable(error)
     }
 }
 

@@ -278,7 +278,7 @@ async fn list_nodes(State(app): State<App>, Query(query): Query<NodesQuery>) -> 
     let now = clock::now();
     let min_stake = app.parts.deployment.registry_params.min_stake;
     let after = query.cursor.map_or(Address::ZERO, |cursor| cursor.0);
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let nodes = node_view::list(&mut db, after, query.limit.0).await?;
     let prices = node_profile::prices(&mut db, &nodes.iter().map(|node| node.node).collect::<Vec<_>>()).await?;
     let next = page::next(&nodes, query.limit, |node| node.node.to_checksum(None));
@@ -295,7 +295,7 @@ async fn list_nodes(State(app): State<App>, Query(query): Query<NodesQuery>) -> 
     )
 )]
 async fn node_status(State(app): State<App>, Path(path): Path<NodePath>) -> ApiResult<Json<NodeBody>> {
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let node = address_of(&mut db, path.id).await?;
     by_address(&app, &mut db, node, clock::now()).await.map(Json)
 }
@@ -337,7 +337,7 @@ async fn node_jobs(
     Query(query): Query<NodeJobsQuery>,
 ) -> ApiResult<Json<JobPage>> {
     let now = clock::now();
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let filter = job_view::Filter {
         node: Some(address_of(&mut db, path.id).await?),
         status: query.status,

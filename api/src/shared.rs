@@ -65,7 +65,7 @@ impl Feature {
     pub fn of(route: &str) -> Option<Self> {
         match route.strip_prefix("/lit-compute/jobs/")? {
             "submit" | "submit/bulk" => Some(Self::Submissions),
-            "claim" => Some(Self::Claims),
+            "claim" | "claim/bulk" => Some(Self::Claims),
             _ => None,
         }
     }
@@ -147,12 +147,12 @@ async fn features(State(app): State<App>) -> ApiResult<Json<Features>> {
 }
 
 async fn leaders_of(app: &App) -> ApiResult<Vec<Leader>> {
-    let count = || async { Ok(leaderboard::leaders(&mut *app.parts.pool.acquire().await?).await?) };
+    let count = || async { Ok(leaderboard::leaders(&mut *app.db().await?).await?) };
     app.cache.get_or_compute(LEADERS, LEADERS_LIFE, count).await
 }
 
 async fn flags_of(app: &App) -> ApiResult<Vec<Flag>> {
-    let read = || async { Ok(flag::all(&mut *app.parts.pool.acquire().await?).await?) };
+    let read = || async { Ok(flag::all(&mut *app.db().await?).await?) };
     app.cache.get_or_compute(FLAGS, FLAGS_LIFE, read).await
 }
 

@@ -7,7 +7,11 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use market::{ContentId, content::ContentHasher};
+use market::{
+    ContentId,
+    breaker::{Breaker, Broken},
+    content::ContentHasher,
+};
 use object_store::{
     ClientConfigKey, ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
@@ -20,6 +24,11 @@ const BLOBS: &str = "blobs";
 const UPLOADS: &str = "uploads";
 /// How long a request to the bucket is repeated before whoever waits for it is told.
 const RETRY_FOR: Duration = Duration::from_secs(10);
+/// How long the store may take to begin something, and to put a content that has arrived in its place.
+const BEGIN_WITHIN: Duration = Duration::from_secs(15);
+const FINISH_WITHIN: Duration = Duration::from_secs(60);
+/// How long it is left alone after it did not answer.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Parts of one upload that may be on their way to the store at once.
 const PARTS_IN_FLIGHT: usize = 4;
 
@@ -30,7 +39,11 @@ pub struct BlobStore {
     prefix: Path,
     /// Where it is a directory: its path, to see what the object store's listing hides.
     directory: Option<PathBuf>,
+    breaker: Arc<Breaker>,
 }
+
+/// What a call to the store gives, which is not made while the last one has just failed.
+pub type StoreResult<T> = Result<T, Broken<object_store::Error>>;
 
 /// A content on its way in. Dropping it keeps nothing.
 pub struct Upload {
@@ -77,7 +90,7 @@ impl BlobStore {
                 std::fs::create_dir_all(directory.join(UPLOADS))
                     .with_context(|| format!("creating {}", directory.display()))?;
                 let objects = LocalFileSystem::new_with_prefix(&directory)?.with_fsync(true);
-                Ok(Self { objects: Arc::new(objects), prefix: Path::default(), directory: Some(directory) })
+                Ok(Self::new(Arc::new(objects), Path::default(), Some(directory)))
             }
             "s3" => {
                 let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
@@ -86,10 +99,18 @@ impl BlobStore {
                 }
                 let retry = RetryConfig { max_retries: 2, retry_timeout: RETRY_FOR, ..RetryConfig::default() };
                 let objects = builder.with_retry(retry).build()?;
-                Ok(Self { objects: Arc::new(objects), prefix: Path::parse(url.path())?, directory: None })
+                Ok(Self::new(Arc::new(objects), Path::parse(url.path())?, None))
             }
             other => bail!("contents cannot be stored at {other}://; use file:// or s3://"),
         }
+    }
+
+    fn new(objects: Arc<dyn ObjectStore>, prefix: Path, directory: Option<PathBuf>) -> Self {
+        Self { objects, prefix, directory, breaker: Arc::new(Breaker::new("store", PAUSE)) }
+    }
+
+    async fn call<T>(&self, within: Duration, call: impl Future<Output = object_store::Result<T>>) -> StoreResult<T> {
+        self.breaker.call(within, call, |_| true).await
     }
 
     fn blob(&self, cid: ContentId) -> Path {
@@ -97,20 +118,23 @@ impl BlobStore {
     }
 
     /// Begins to take a content.
-    pub async fn upload(&self) -> object_store::Result<Upload> {
+    pub async fn upload(&self) -> StoreResult<Upload> {
         let name = hex::encode(rand::random::<[u8; 16]>());
         let temporary = self.prefix.clone().join(UPLOADS).join(name);
-        let writer = WriteMultipart::new(self.objects.put_multipart(&temporary).await?);
+        let writer = WriteMultipart::new(self.call(BEGIN_WITHIN, self.objects.put_multipart(&temporary)).await?);
         Ok(Upload { store: self.clone(), temporary, writer, hasher: ContentHasher::default(), size: 0 })
     }
 
     /// The content with this id, if there is one.
-    pub async fn read(&self, cid: ContentId) -> object_store::Result<Option<Stored>> {
-        match self.objects.get(&self.blob(cid)).await {
-            Ok(found) => Ok(Some(Stored { size: found.meta.size, chunks: found.into_stream() })),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+    pub async fn read(&self, cid: ContentId) -> StoreResult<Option<Stored>> {
+        self.call(BEGIN_WITHIN, async {
+            match self.objects.get(&self.blob(cid)).await {
+                Ok(found) => Ok(Some(Stored { size: found.meta.size, chunks: found.into_stream() })),
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// Whether the store answers.
@@ -164,15 +188,19 @@ impl Upload {
     }
 
     /// Keeps the content under its id, unless that is not `expected`.
-    pub async fn finish(self, expected: Option<ContentId>) -> object_store::Result<Finished> {
-        let cid = self.hasher.finish();
-        if expected.is_some_and(|expected| expected != cid) {
-            self.writer.abort().await?;
-            return Ok(Finished::Mismatch { actual: cid });
-        }
-        self.writer.finish().await?;
-        self.store.objects.rename(&self.temporary, &self.store.blob(cid)).await?;
-        Ok(Finished::Stored { cid, size: self.size })
+    pub async fn finish(self, expected: Option<ContentId>) -> StoreResult<Finished> {
+        let Self { store, temporary, writer, hasher, size } = self;
+        let cid = hasher.finish();
+        let finishing = async {
+            if expected.is_some_and(|expected| expected != cid) {
+                writer.abort().await?;
+                return Ok(Finished::Mismatch { actual: cid });
+            }
+            writer.finish().await?;
+            store.objects.rename(&temporary, &store.blob(cid)).await?;
+            Ok(Finished::Stored { cid, size })
+        };
+        store.call(FINISH_WITHIN, finishing).await
     }
 
     /// Keeps nothing.

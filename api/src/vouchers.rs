@@ -149,7 +149,7 @@ async fn next_voucher(
     let token = query.token.map_or(Address::ZERO, |token| token.0);
     let requester = query.requester.map_or(user.wallet(), |requester| requester.0);
     let channel = Channel { requester, node: query.node.0, token };
-    let standing = voucher::standing(&mut *app.parts.pool.acquire().await?, channel, clock::now()).await?;
+    let standing = voucher::standing(&mut *app.db().await?, channel, clock::now()).await?;
     let covered_nonce = standing.next_nonce().unwrap_or_else(|| standing.base_nonce());
     let cumulative = standing.required(covered_nonce);
     let jobs = standing.done.into_iter().filter(|job| job.nonce <= covered_nonce);
@@ -184,7 +184,7 @@ pub struct VoucherList {
     responses((status = 200, body = VoucherList))
 )]
 async fn own_vouchers(State(app): State<App>, user: SignedIn) -> ApiResult<Json<VoucherList>> {
-    let vouchers = voucher::best_of(&mut *app.parts.pool.acquire().await?, None, Some(user.wallet())).await?;
+    let vouchers = voucher::best_of(&mut *app.db().await?, None, Some(user.wallet())).await?;
     Ok(Json(VoucherList { vouchers: vouchers.into_iter().map(VoucherBody::from).collect() }))
 }
 
@@ -301,8 +301,8 @@ async fn signer(app: &App, channel: Channel, caller: Address, digest: B256, sign
     };
     if let Ok(signer) = recovered {
         let key = (channel.requester, signer, channel.token);
-        let is_key = signer == channel.requester
-            || escrow::sessions(&mut *app.parts.pool.acquire().await?, &[key]).await?.contains_key(&key);
+        let is_key =
+            signer == channel.requester || escrow::sessions(&mut *app.db().await?, &[key]).await?.contains_key(&key);
         if is_key {
             return if caller == channel.requester || caller == signer { Ok(signer) } else { mismatch() };
         }

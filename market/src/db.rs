@@ -68,6 +68,19 @@ fn pool_options(max_connections: u32) -> PgPoolOptions {
     PgPoolOptions::new().max_connections(max_connections).acquire_timeout(Duration::from_secs(5))
 }
 
+/// Whether the error means that Postgres was not there, or not to be reached, rather than that it refused something.
+#[must_use]
+pub fn is_outage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(cause) => {
+            // Operators ended it, it crashed, it is starting, or it has no more connections.
+            cause.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
+        }
+        _ => false,
+    }
+}
+
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
 
 /// Applies the migrations that the database lacks. Safe to run from several processes at once: sqlx holds a lock.

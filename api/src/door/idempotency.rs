@@ -86,7 +86,7 @@ async fn keyed(
     let call = Call { user_id: user.user_id.clone(), operation, key, request_hash };
     let now = clock::now();
     let remembered_until = now + TimeDelta::seconds(IDEMPOTENCY_TTL_SECS.cast_signed());
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let begun = idempotency::begin(&mut db, &call, now, now + LOCK, remembered_until).await?;
     drop(db);
     let owner = match begun {
@@ -115,14 +115,14 @@ async fn keyed(
 async fn remember(app: &App, call: &Call, owner: Owner, response: Response) -> ApiResult<Response> {
     let (parts, body) = response.into_parts();
     if !parts.status.is_success() {
-        let mut db = app.parts.pool.acquire().await?;
+        let mut db = app.db().await?;
         idempotency::release(&mut db, call, owner).await?;
         return Ok(Response::from_parts(parts, body));
     }
     let body = to_bytes(body, MAX_ANSWER).await.map_err(ApiError::internal)?;
     let answer = Answer { status: parts.status.as_u16(), body: body.to_vec() };
     // The call has happened, so its answer goes out whatever becomes of this; sent again, it changes nothing.
-    match app.parts.pool.acquire().await {
+    match app.db().await {
         Ok(mut db) => match idempotency::finish(&mut db, call, owner, &answer).await {
             Ok(true) => tell(app, call, &answer).await,
             Ok(false) => tracing::warn!(operation = call.operation, "a call took longer than its key was held for it"),

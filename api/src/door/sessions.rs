@@ -93,9 +93,9 @@ async fn look_up(app: &App, token: &str) -> Result<SignedIn, Refusal> {
 
 async fn own(app: &App, token: &str, now: DateTime<Utc>) -> Result<SignedIn, Refusal> {
     let token_hash = hash(token);
-    let found = async { session::find(&mut *app.parts.pool.acquire().await?, token_hash, now).await };
+    let found = async { Ok::<_, ApiError>(session::find(&mut *app.db().await?, token_hash, now).await?) };
     let session = found.await.map_err(|error| {
-        tracing::error!(%error, "could not look a session up");
+        tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "could not look a session up");
         UNAVAILABLE
     })?;
     let session = session.ok_or(UNKNOWN)?;

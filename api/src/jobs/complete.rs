@@ -235,7 +235,7 @@ pub async fn complete_all(
     now: DateTime<Utc>,
 ) -> ApiResult<Vec<Taken>> {
     let ids: Vec<B256> = results.iter().map(|(id, _)| *id).collect();
-    let mut orders = order::agreed(&mut *app.parts.pool.acquire().await?, &ids).await?;
+    let mut orders = order::agreed(&mut *app.db().await?, &ids).await?;
     let checker = app.clone();
     // Recovering a hundred signatures takes a while.
     let recovered: Vec<ApiResult<Recovered>> = tokio::task::spawn_blocking(move || {

@@ -148,26 +148,22 @@ async fn suggest(app: &App, worker: &Worker, limit: usize, now: DateTime<Utc>) -
     let start = Address::from(rand::random::<[u8; 20]>());
     let Worker { node, operations, .. } = worker;
     let candidates = redis::queue::suggest(&app.parts.redis, *node, operations, start, wanted(app, limit), now);
-    match tokio::time::timeout(SUGGEST_WITHIN, candidates).await {
-        Ok(Ok(ids)) => ids,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "claiming without Redis");
-            Vec::new()
-        }
-        Err(_) => Vec::new(),
-    }
+    app.parts.redis.within(SUGGEST_WITHIN, candidates).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "claiming without Redis");
+        Vec::new()
+    })
 }
 
 /// What Postgres has at the head of the lines.
-async fn look(app: &App, worker: &Worker, limit: usize, now: DateTime<Utc>) -> Result<Vec<B256>, sqlx::Error> {
+async fn look(app: &App, worker: &Worker, limit: usize, now: DateTime<Utc>) -> ApiResult<Vec<B256>> {
     let start = Address::from(rand::random::<[u8; 20]>());
     let limit = i64::try_from(wanted(app, limit)).unwrap_or(i64::MAX);
-    queue::candidates(&mut *app.parts.pool.acquire().await?, worker, start, limit, now).await
+    Ok(queue::candidates(&mut *app.db().await?, worker, start, limit, now).await?)
 }
 
 /// Who asks: registered, staked, and known to the API.
 async fn worker(app: &App, node: Address, now: DateTime<Utc>) -> ApiResult<Worker> {
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let registered = staked(app, &mut db, node).await?;
     let mut operations = registered.operations;
     let profile = node_profile::find(&mut db, node).await?.ok_or_else(profile_missing)?;

@@ -96,7 +96,7 @@ struct JobStats {
 )]
 async fn get_job(State(app): State<App>, Path(path): Path<JobPath>) -> ApiResult<Json<JobBody>> {
     let job_id = path.job_id.0;
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let job = job_view::by_id(&mut db, job_id).await?.ok_or_else(|| not_found(job_id))?;
     let body = JobBody::all(&mut db, &[job], clock::now()).await?.pop();
     body.map(Json).ok_or_else(|| not_found(job_id))
@@ -108,7 +108,7 @@ async fn get_job(State(app): State<App>, Path(path): Path<JobPath>) -> ApiResult
 )]
 async fn list_jobs(State(app): State<App>, Query(query): Query<ListQuery>) -> ApiResult<Json<JobPage>> {
     let now = clock::now();
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let node = match query.node {
         Some(NodeRef::Id(node_id)) => match node_view::address_of(&mut db, node_id).await? {
             Some(node) => Some(node),
@@ -136,7 +136,7 @@ async fn list_jobs(State(app): State<App>, Query(query): Query<ListQuery>) -> Ap
 async fn pending_jobs(State(app): State<App>, Query(query): Query<PendingQuery>) -> ApiResult<Json<JobPage>> {
     let now = clock::now();
     let after = query.cursor.map(|Cursor(score, job_id)| (score, job_id));
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let jobs = job_view::pending(&mut db, after, query.limit.0, now).await?;
     let next = page::next(&jobs, query.limit, |job| Cursor(job.queue_score(), job.job_id).to_string());
     Ok(Json(JobPage { jobs: JobBody::all(&mut db, &jobs, now).await?, next }))
@@ -150,7 +150,7 @@ async fn job_stats(State(app): State<App>) -> ApiResult<Json<JobStats>> {
     let counts: BTreeMap<String, i64> = app
         .cache
         .get_or_compute("jobs-stats", STATS_LIFE, || async {
-            let stats = job_view::stats(&mut *app.parts.pool.acquire().await?, clock::now()).await?;
+            let stats = job_view::stats(&mut *app.db().await?, clock::now()).await?;
             ApiResult::Ok(stats.by_status.into_iter().map(|(status, jobs)| (status.to_owned(), jobs)).collect())
         })
         .await?;

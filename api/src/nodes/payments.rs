@@ -100,7 +100,7 @@ async fn node_payments(
     Query(query): Query<PaymentsQuery>,
 ) -> ApiResult<Json<PaymentPage>> {
     let now = clock::now();
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let node = address_of(&mut db, path.id).await?;
     let due = work::payments(&mut db, node, query.cursor.map(Cursor::time), query.limit.0).await?;
     let next = page::next(&due, query.limit, |payment| Cursor::at(payment.created_at, payment.job_id).to_string());

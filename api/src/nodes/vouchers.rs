@@ -33,7 +33,7 @@ async fn node_vouchers(
     user: SignedIn,
     Path(path): Path<NodePath>,
 ) -> ApiResult<Json<VoucherList>> {
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let node = address_of(&mut db, path.id).await?;
     if node != user.wallet() {
         let detail = format!("is not who signed in, {}", user.wallet());

@@ -47,6 +47,8 @@ async fn what_operators_switch_off_says_so_and_comes_back() {
     .await;
     refused.is_problem(503, "paused", None);
     assert_eq!(refused.headers["retry-after"], "30");
+    let bulk = api.post(&node, "/lit-compute/jobs/claim/bulk", json!({ "count": 2 })).await;
+    bulk.is_problem(503, "paused", None);
     // Only that.
     api.post(&node, "/lit-compute/jobs/submit", json!({})).await.is_problem(422, "invalid_field", Some("order"));
     switch(true).await;
