@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn a_leader_whose_only_node_is_stuck_is_not_healthy() {
         let limits = Limits { lag: Duration::from_secs(60), head_age: Some(Duration::from_secs(300)) };
-        let look = |limits, age, lag| {
+        let look = |limits, age, lag: u64| {
             let status = Status::new(limits, 0);
             status.leading(1);
             status.progress(&progress(10 + lag, 10));
