@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 
 mod auth;
+mod backup;
 mod blobs;
 mod claim;
 mod complete;

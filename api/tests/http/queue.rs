@@ -294,6 +294,44 @@ async fn a_failed_job_is_tried_anew_when_its_requester_says_so() {
     }
 }
 
+/// Jobs of one requester in front of the only one of another.
+const CROWD: i64 = 20_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_requester_with_very_many_jobs_does_not_keep_another_waiting() {
+    for api in both().await {
+        let (node, crowd, other) = (api.node().await, api.requester().await, api.requester().await);
+        let first = sign(&api, &crowd, 1, json!({})).await;
+        sqlx::query(
+            "insert into signed_order
+             select (jsonb_populate_record(g, jsonb_build_object(
+                 'job_id', '\\xcc' || lpad(to_hex(i), 62, '0'), 'nonce', i + 1))).*
+             from signed_order g cross join generate_series(1, $2) as i where g.job_id = $1",
+        )
+        .bind(first.as_slice())
+        .bind(CROWD)
+        .execute(&api.pool)
+        .await
+        .unwrap();
+        let only = sign(&api, &other, 1, json!({})).await;
+        if api.redis.ping().await.is_ok() {
+            // Nothing has told of the copies.
+            let rebuild = async || market::redis::rebuild::rebuild(&api.pool, &api.redis, clock::now()).await;
+            eventually(async || rebuild().await.is_ok_and(|done| done).then_some(())).await;
+            queued(&api, u64::try_from(CROWD).unwrap() + 2).await;
+        }
+        let mut given = Vec::new();
+        while given.len() < 3 {
+            let lease = api.post(&node, "/lit-compute/jobs/claim", json!({ "waitSecs": 5 })).await.ok();
+            given.push(lease.job_id());
+            complete(&api, &node, &lease, 1).await.ok();
+        }
+        assert!(given.contains(&only), "the other's job is not among {given:?}");
+        let waiting: i64 = sqlx::query_scalar("select count(*) from job_queue").fetch_one(&api.pool).await.unwrap();
+        assert_eq!(waiting, CROWD + 2 - 3);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pauses_after_failures_are_not_in_step() {
     let api = Api::start().await;

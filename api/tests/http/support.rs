@@ -69,7 +69,7 @@ pub struct Api {
     pub blobs: Arc<tempfile::TempDir>,
     background: JoinSet<()>,
     server: AbortHandle,
-    database: Arc<TestDatabase>,
+    database: Arc<Database>,
 }
 
 impl Drop for Api {
@@ -98,10 +98,29 @@ pub async fn app(pool: &PgPool, redis: &Client, blobs: &tempfile::TempDir, rpc_u
 #[derive(Default)]
 pub struct Wish {
     pub redis_url: Option<String>,
+    /// A database of another server than all tests share.
+    pub database_url: Option<String>,
     /// In front of every key; something random unless given.
     pub redis_prefix: Option<String>,
     pub rpc_url: Option<String>,
     pub settings: Option<fn(&mut Settings)>,
+}
+
+/// Where a test's rows are.
+enum Database {
+    /// On the server of all tests; gone with this value.
+    Shared(TestDatabase),
+    /// On a server of the test's own.
+    Own(String),
+}
+
+impl Database {
+    fn url(&self) -> &str {
+        match self {
+            Self::Shared(database) => database.url(),
+            Self::Own(url) => url,
+        }
+    }
 }
 
 impl Api {
@@ -114,7 +133,10 @@ impl Api {
     }
 
     pub async fn with(wish: Wish) -> Self {
-        let database = TestDatabase::create().await.unwrap();
+        let database = match wish.database_url {
+            Some(url) => Database::Own(url),
+            None => Database::Shared(TestDatabase::create().await.unwrap()),
+        };
         let pool = db::connect(database.url(), 16).await.unwrap();
         db::migrate(&pool).await.unwrap();
         let redis_url = match wish.redis_url {
@@ -129,6 +151,11 @@ impl Api {
         Self::serve(pool, (redis_url, redis), blobs, Arc::new(database), &rpc_url, wish.settings).await
     }
 
+    /// Where its rows are.
+    pub fn database_url(&self) -> &str {
+        self.database.url()
+    }
+
     /// Another instance on the same database, Redis and contents.
     pub async fn beside(&self) -> Self {
         let redis = Client::open(&self.redis_url, self.redis.keys().clone()).unwrap();
@@ -141,7 +168,7 @@ impl Api {
         pool: PgPool,
         (redis_url, redis): (String, Client),
         blobs: Arc<tempfile::TempDir>,
-        database: Arc<TestDatabase>,
+        database: Arc<Database>,
         rpc_url: &str,
         change: Option<fn(&mut Settings)>,
     ) -> Self {
