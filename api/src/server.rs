@@ -9,9 +9,9 @@ use std::{
 };
 
 use axum::{Extension, Router, middleware::AddExtension, serve::Listener};
+use hyper::server::conn::http1::Builder;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
+    rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use socket2::SockRef;
@@ -45,8 +45,9 @@ pub struct Limits {
 
 /// Serves until `stop` is cancelled, then takes no more requests and lets those under way end, and what became of them.
 pub async fn serve(mut listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
-    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(MAX_HEAD);
+    // Hyper's own builder: the one that finds out the version of HTTP lets a silent connection stay for as long as it likes.
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(MAX_HEAD);
     let builder = Arc::new(builder);
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
@@ -120,13 +121,13 @@ impl AsyncWrite for Connection {
 }
 
 async fn handle(
-    builder: Arc<Builder<TokioExecutor>>,
+    builder: Arc<Builder>,
     connection: Connection,
     service: AddExtension<Router, Peer>,
     stop: CancellationToken,
 ) {
-    let mut connection =
-        pin!(builder.serve_connection_with_upgrades(TokioIo::new(connection), TowerToHyperService::new(service)));
+    let served = builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
+    let mut connection = pin!(served.with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
