@@ -107,6 +107,26 @@ mod tests {
     }
 
     #[test]
+    fn the_api_is_told_the_same_for_every_operation() {
+        let prices =
+            accepted(&[("TEST", 100), ("native", 0)]).unwrap().min_prices(&["encrypt".into(), "decrypt".into()]);
+        let price = |operation: &str, token: Address, amount: u128| MinPrice {
+            operation: operation.to_owned(),
+            token,
+            amount: amount.into(),
+        };
+        assert_eq!(
+            prices,
+            [
+                price("encrypt", NATIVE, 0),
+                price("encrypt", TEST, 100),
+                price("decrypt", NATIVE, 0),
+                price("decrypt", TEST, 100)
+            ]
+        );
+    }
+
+    #[test]
     fn an_unknown_or_repeated_token_is_refused() {
         assert!(accepted(&[("NOPE", 1)]).unwrap_err().to_string().contains("--accept \"NOPE\""));
         let twice = accepted(&[("TEST", 1), (&TEST.to_string(), 2)]).unwrap_err().to_string();

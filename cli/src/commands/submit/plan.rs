@@ -171,11 +171,42 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
 
-    fn params(more: &[&str]) -> anyhow::Result<String> {
+    fn args(more: &[&str]) -> anyhow::Result<SubmitArgs> {
         let args = ["littoral", "submit", "file", "--price", "1"].iter().chain(more);
         match Cli::try_parse_from(args)?.command {
-            Command::Submit(args) => params_of(&args),
+            Command::Submit(args) => Ok(args),
             other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    fn params(more: &[&str]) -> anyhow::Result<String> {
+        params_of(&args(more)?)
+    }
+
+    #[test]
+    fn what_is_said_beside_the_order_goes_along_as_the_api_names_it() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let terms = |more: &[&str]| Ok::<_, anyhow::Error>(serde_json::to_value(terms_of(&args(more)?, now)?)?);
+        assert_eq!(terms(&[]).unwrap(), json!({}));
+        let all = ["--priority", "7", "--not-before", "60", "--min-reputation", "80", "--min-stake", "5000"];
+        assert_eq!(
+            terms(&all).unwrap(),
+            json!({ "priority": 7, "notBefore": "2027-01-15T08:01:00Z", "minReputation": 80, "minStake": "5000" })
+        );
+        assert_eq!(
+            terms(&["--not-before", "2027-01-15T10:00:00+01:00", "--deadline", "7200"]).unwrap(),
+            json!({ "notBefore": "2027-01-15T09:00:00Z" })
+        );
+        for (bad, named) in [
+            (&["--not-before", "tomorrow"][..], "--not-before"),
+            (&["--not-before", "3600"], "--deadline"),
+            (&["--not-before", "2027-01-15T10:00:00Z"], "--deadline"),
+            (&["--min-reputation", "101"], "--min-reputation"),
+            (&["--min-stake", "1.5"], "--min-stake"),
+            (&["--priority", "1001"], "--priority"),
+        ] {
+            let error = terms(bad).unwrap_err().to_string();
+            assert!(error.contains(named), "{bad:?}: {error}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod crashes;
 mod jobs;
+mod market;
 mod signed;
 mod stage;
 mod up;
