@@ -137,7 +137,7 @@ pub async fn create(
         let detail = format!("name 1 to {MAX_TOPICS} jobs and nodes, not {count}");
         return Err(ApiError::field(Code::InvalidField, "jobs", detail));
     }
-    let mut db = app.parts.pool.acquire().await?;
+    let mut db = app.db().await?;
     let jobs: Vec<B256> = request.jobs.iter().map(|id| id.0).collect();
     let views = job_view::by_ids(&mut db, &jobs).await?;
     for (index, id) in jobs.iter().enumerate() {
