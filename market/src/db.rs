@@ -38,6 +38,9 @@ use std::{str::FromStr, time::Duration};
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
+/// How long a transaction waits for its process before Postgres ends it. What is between two statements takes milliseconds.
+const LONGEST_IDLE: &str = "10s";
+
 /// A pool of at most `max_connections` connections to `database_url`. Waiting for a free one is bounded, so that an
 /// overload answers with an error rather than hanging.
 pub async fn connect(database_url: &str, max_connections: u32) -> Result<PgPool, sqlx::Error> {
@@ -58,10 +61,12 @@ pub async fn connect_bounded(
 
 /// What a pool connects with. All its sessions have a name that no other pool's have, by which a leader that no longer answers can
 /// be parted from the database ([`leader`]). Queries here read few rows: to compile one takes longer than to run it, and
-/// Postgres, which knows nothing of fresh tables, would compile some each time.
+/// Postgres, which knows nothing of fresh tables, would compile some each time. A process that is frozen in a transaction
+/// keeps others from the rows that it wrote no longer than [`LONGEST_IDLE`].
 fn options(database_url: &str) -> Result<PgConnectOptions, sqlx::Error> {
     let name = format!("littoral-{:016x}", rand::random::<u64>());
-    Ok(PgConnectOptions::from_str(database_url)?.application_name(&name).options([("jit", "off")]))
+    let settings = [("jit", "off"), ("idle_in_transaction_session_timeout", LONGEST_IDLE)];
+    Ok(PgConnectOptions::from_str(database_url)?.application_name(&name).options(settings))
 }
 
 fn pool_options(max_connections: u32) -> PgPoolOptions {

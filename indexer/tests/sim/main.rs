@@ -22,7 +22,7 @@ mod stores;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devnet::{Redis, RedisOptions};
 use run::{Run, Tally};
@@ -33,6 +33,8 @@ use tokio::task::LocalSet;
 const SEEDS: u64 = 200;
 /// Runs at once: mostly they wait.
 const WORKERS: u64 = 6;
+/// A run that takes longer hangs: it gives up before, if it can tell why.
+const LONGEST: Duration = Duration::from_mins(15);
 /// One seed in as many has a Postgres of its own that crashes.
 const CRASHING: u64 = 10;
 /// With so many seeds everything that can happen happens in some.
@@ -78,7 +80,8 @@ async fn run(seed: u64, databases: &mut Databases<'_>, redis: &mut Redis) -> (Ta
     };
     stores::command(redis, &["FLUSHALL"]).await.unwrap();
     let mut run = Run::new(seed, database, fresh, redis).await;
-    let broken = run.run().await.err().map(|broken| broken.0);
+    let ran = tokio::time::timeout(LONGEST, run.run()).await;
+    let broken = ran.map_or(Some("it does not end".to_owned()), |ran| ran.err().map(|broken| broken.0));
     (run.tally, std::mem::take(&mut run.trace), broken)
 }
 

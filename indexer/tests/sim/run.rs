@@ -29,6 +29,8 @@ use super::stores::{self, Database};
 /// What does not come any nearer to its end in this time will not come there, nor what takes so many times as long.
 const PATIENCE: Duration = Duration::from_secs(90);
 const MOST_PATIENCE: u32 = 8;
+/// Longest that one statement waits for rows.
+const STATEMENT: Duration = Duration::from_secs(5);
 
 /// A reorg of more blocks is a deep one.
 const DEEP: u64 = 32;
@@ -128,7 +130,8 @@ impl<'a> Run<'a> {
             now: check::now(),
             is_notified: rng.random_bool(0.1),
         };
-        let pool = db::connect(database.url(), 2).await.unwrap();
+        // Bounded: a frozen indexer may hold rows that are asked for here, and nobody else thaws it.
+        let pool = db::connect_bounded(database.url(), 2, STATEMENT).await.unwrap();
         let trace = vec![format!(
             "contracts in block {deploy_block}, head {}, {} endpoints{}, ranges of {}, {:?}",
             tree.head().number,

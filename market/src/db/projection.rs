@@ -32,22 +32,13 @@ impl Duty {
     }
 }
 
-/// How long a process may leave its duty undone, frozen perhaps, before Postgres gives it to another.
-const LONGEST_IDLE: &str = "10s";
-
-/// Takes `duty` until the transaction ends; false if another process has it. But for a rebuild, which waits for Redis at
-/// length, the transaction ends if nothing is heard of it for ten seconds.
+/// Takes `duty` until the transaction ends; false if another process has it. Unlike others, a transaction that rebuilds waits
+/// for Redis at length, and may.
 pub async fn try_take(db: &mut PgConnection, duty: Duty) -> Result<bool, sqlx::Error> {
-    let longest_idle = if duty == Duty::Rebuild { "0" } else { LONGEST_IDLE };
-    let row = sqlx::query!(
-        r#"select pg_try_advisory_xact_lock($1) as "taken!",
-                  set_config('idle_in_transaction_session_timeout', $2, true) as "idle!""#,
-        duty.lock_key(),
-        longest_idle
-    )
-    .fetch_one(db)
-    .await?;
-    Ok(row.taken)
+    if duty == Duty::Rebuild {
+        sqlx::query!("set local idle_in_transaction_session_timeout = 0").execute(&mut *db).await?;
+    }
+    sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "taken!""#, duty.lock_key()).fetch_one(db).await
 }
 
 /// How far an outbox was applied, and on whose authority.
