@@ -6,6 +6,8 @@
 #[path = "../tests/http/support.rs"]
 mod support;
 
+use std::time::Duration;
+
 use alloy::signers::SignerSync;
 use devnet::{Anvil, AnvilOptions};
 use market::{
@@ -21,8 +23,12 @@ async fn main() {
     let anvil = Anvil::start(AnvilOptions::default()).await.unwrap();
     let wish = Wish {
         rpc_url: Some(anvil.rpc_url().to_owned()),
-        // What the owner holds does not change by itself meanwhile.
-        settings: Some(|settings| settings.lease = chrono::TimeDelta::hours(1)),
+        settings: Some(|settings| {
+            // What the owner holds does not change by itself meanwhile.
+            settings.lease = chrono::TimeDelta::hours(1);
+            // An answer that is late because the machine is busy is no fault of the API's.
+            settings.request_timeout = Duration::from_secs(600);
+        }),
         ..Wish::default()
     };
     let api = Api::with(wish).await;

@@ -81,8 +81,10 @@ install_venv() {
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "$(python3 --version) is too old for the prover: please install 3.11 or later"
   say "Installing ${3:-the prover and slither} (pip)"
-  python3 -m venv "$VENV"
-  "$VENV/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted"
+  python3 -m venv "$VENV" || die "python3 makes no environment in $VENV: please install what Debian calls python3-venv"
+  "$VENV/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted" ||
+    die "pip cannot install ${wanted#"$ROOT"/}, see above. It needs PyPI, or a mirror of it (PIP_INDEX_URL), or, without either," \
+      "$VENV with what that file names in it, and then: touch $VENV/.installed"
   touch "$VENV/.installed"
 }
 
