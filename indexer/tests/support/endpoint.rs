@@ -28,6 +28,8 @@ pub struct Faults {
     pub fail_every: u64,
     /// So many requests are answered with "too many requests" before others are.
     pub busy: u64,
+    /// Seconds that those who are told so are to wait; a second if zero.
+    pub rest_secs: u64,
     /// How many blocks the latest block is behind.
     pub behind: u64,
     /// Block whose logs are given for every block asked for by hash; zero for none.
@@ -199,7 +201,8 @@ async fn answer(State(endpoint): State<Arc<Endpoint>>, Json(request): Json<Value
     if faults.busy > 0 {
         endpoint.state.lock().unwrap().0.busy -= 1;
         endpoint.note(|seen| seen.busy += 1);
-        return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], "slow down").into_response();
+        let rest = faults.rest_secs.max(1).to_string();
+        return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, rest)], "slow down").into_response();
     }
     let Some(batch) = request.as_array() else { return Json(reply(&endpoint, &request).await).into_response() };
     if faults.no_batches {

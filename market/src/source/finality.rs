@@ -54,13 +54,13 @@ impl Source {
         Ok(self.is_agreed(candidate).await.then_some(candidate))
     }
 
-    /// Whether two endpoints have this block, or the only one does.
+    /// Whether two endpoints have this block, or the only one does. One that rests is not waited for, as the head would wait too.
     pub(super) async fn is_agreed(&self, block: BlockId) -> bool {
         if self.providers.len() < QUORUM {
             return true;
         }
         let mut said: BTreeMap<B256, Vec<Who>> = BTreeMap::new();
-        for (who, id) in self.header_by_all(block.number).await {
+        for (who, id) in self.header_by_awake(block.number).await {
             if let Some(id) = id {
                 said.entry(id.hash).or_default().push(who);
             }

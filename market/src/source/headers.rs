@@ -52,10 +52,18 @@ impl Source {
         Ok((self.read_header(raw, at, who)?, who))
     }
 
-    /// What each endpoint says of the block with this number, if it says anything.
+    /// What each endpoint says of the block with this number, if it says anything. Waits for those that rest.
     pub(super) async fn header_by_all(&self, number: u64) -> Vec<(Who, Option<BlockId>)> {
-        let asked =
-            (0..self.providers.len()).map(|who| async move { Some((who, self.header_of(number, who).await.ok()?)) });
+        self.header_by(number, 0..self.providers.len()).await
+    }
+
+    /// As [`Self::header_by_all`], of those that do not rest.
+    pub(super) async fn header_by_awake(&self, number: u64) -> Vec<(Who, Option<BlockId>)> {
+        self.header_by(number, (0..self.providers.len()).filter(|who| !self.providers.rests(*who))).await
+    }
+
+    async fn header_by(&self, number: u64, whose: impl Iterator<Item = Who>) -> Vec<(Who, Option<BlockId>)> {
+        let asked = whose.map(|who| async move { Some((who, self.header_of(number, who).await.ok()?)) });
         future::join_all(asked).await.into_iter().flatten().collect()
     }
 

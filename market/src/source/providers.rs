@@ -102,6 +102,11 @@ impl Providers {
         &self.0[who].provider
     }
 
+    /// Whether it has said that it is asked too much, a moment ago.
+    pub fn rests(&self, who: Who) -> bool {
+        !self.standing(who).rest().is_zero()
+    }
+
     /// All that are asked at present, the best first; all there are if none is.
     pub fn ranking(&self) -> Vec<Who> {
         let standings: Vec<Standing> = (0..self.len()).map(|who| self.standing(who)).collect();
@@ -138,7 +143,7 @@ impl Providers {
             order.sort_by_key(|who| others_than.contains(who));
             let mut failure = None;
             for who in order {
-                if failure.is_some() && !self.standing(who).rest().is_zero() {
+                if failure.is_some() && self.rests(who) {
                     continue;
                 }
                 match self.ask_one(who, what, &request).await {
