@@ -2,12 +2,13 @@
 //!
 //! The API says what it would like signed; nothing is signed because it says so. The client starts from the best voucher that
 //! it knows to be its own, and adds the price of each job of which it has checked everything: that the order is its own, under
-//! its own signature; that the receipt is signed by the node; that the output, fetched and hashed, is what the receipt names,
-//! or that its user accepted it unseen. What it arrives at is what it signs, if that is at least what the API asks and
-//! otherwise nothing. Every voucher is in the journal before anyone is shown it, and the next one starts from there: an API
-//! that forgets, repeats or inflates gains nothing.
+//! its own signature; that the receipt is signed by the node, and that the chain pays no other; that the output, fetched and
+//! hashed, is what the receipt names, or that its user accepted it unseen. What it arrives at is what it signs, if that is at
+//! least what the API asks and otherwise nothing. Every voucher is in the journal before anyone is shown it, and the next one
+//! starts from there: an API that forgets, repeats or inflates gains nothing.
 
 mod explain;
+mod payee;
 mod verify;
 
 use alloy::primitives::{Address, B256, Bytes};
@@ -26,6 +27,7 @@ use crate::node::earnings::HeldVoucher;
 use crate::node::settle::facts::{Standing, voucher_signer};
 use crate::records::{ChannelJournal, Records, SignedEntry};
 use explain::{Base, Explained, explain};
+pub use payee::payee;
 pub use verify::mark;
 
 /// A session key must be good for so long after it has signed.

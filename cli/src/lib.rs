@@ -14,3 +14,4 @@ pub mod ops;
 pub mod orders;
 pub mod output;
 pub mod records;
+pub mod wallet;

@@ -6,7 +6,10 @@ mod support;
 
 use alloy::primitives::{Address, U256};
 use devnet::{DEV_KEYS, DevKey};
-use market::abi::JobState;
+use littoral::chain::Chain;
+use littoral::countersign::payee;
+use market::abi::{JobState, Order};
+use market::deployment::Deployment;
 use serde_json::{Value, json};
 use support::Bench;
 
@@ -143,4 +146,27 @@ async fn what_cannot_be_paid_says_why_and_what_can_is_paid_beside_it() {
     assert_eq!(outcome(&done, &rich.to_string())["outcome"], "paid");
     let nobody = bench.run(DEV_KEYS[8], &["node", "settle"]).results();
     assert_eq!(nobody.last().unwrap()["summary"]["settled"], 0, "another node's files are of no use: {nobody:?}");
+}
+
+#[tokio::test]
+async fn whom_the_chain_pays_is_known_from_the_result_on() {
+    let bench = bench("1000").await;
+    let deployment = Deployment::read(&bench.deployment.path).unwrap();
+    let chain = Chain::connect(&bench.anvil.rpc_url().parse().unwrap(), deployment).await.unwrap();
+    let order = Order { challengeWindow: 60, ..bench.order(REQUESTER, NODE, 300, 1).await };
+    let job = bench.earn(NODE, &order, Some(REQUESTER), 250).job_id;
+    assert_eq!(payee(&chain, job).await.unwrap(), None, "nothing is on the chain");
+
+    settle(&bench, &[]);
+    assert_eq!(bench.state(job).await, JobState::Submitted);
+    assert_eq!(payee(&chain, job).await.unwrap(), Some(NODE.address()), "while its window is open");
+    bench.pass(61).await;
+    settle(&bench, &[]);
+    assert_eq!(bench.state(job).await, JobState::Paid);
+    assert_eq!(payee(&chain, job).await.unwrap(), Some(NODE.address()), "once it is paid");
+
+    let order = bench.order(REQUESTER, NODE, 300, 2).await;
+    let opened = bench.open(REQUESTER, &order).await;
+    let refused = payee(&chain, opened).await.unwrap_err();
+    assert!(refused.to_string().contains("opened on the chain"), "{refused}");
 }

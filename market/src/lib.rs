@@ -27,6 +27,7 @@ pub mod telemetry;
 pub mod typed_data;
 pub mod user;
 pub mod verify;
+pub mod wallet;
 
 pub use alloy::primitives::{Address, B256, U256};
 pub use amount::Amount;

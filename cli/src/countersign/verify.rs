@@ -9,19 +9,20 @@ use alloy::sol_types::SolEvent;
 use anyhow::{Context as _, bail, ensure};
 use indicatif::ProgressBar;
 use market::abi::IJobEscrow::{ChannelUpdated, JobPaid, JobResolved};
-use market::abi::JobState;
 use market::{ContentId, typed_data};
 
+use super::payee::payee;
 use crate::api::{Api, Job, NextJob};
 use crate::chain::Chain;
 use crate::context::verified_job;
 use crate::records::{CountedJob, Delivery, OrderRecord, Records, Verdict};
+use crate::wallet::is_signed_by;
 
 /// Requester, node and token.
 pub type Parties = (Address, Address, Address);
 
 /// What a voucher may count for the job, after checking that the order is the requester's own and signed by them, that the
-/// node signed the receipt, and that the output is what the receipt names.
+/// node signed the receipt, that the chain pays no other node, and that the output is what the receipt names.
 pub async fn job(
     api: &Api,
     chain: &Chain,
@@ -36,14 +37,12 @@ pub async fn job(
     let price = next.price.to_u128()?;
     ensure!(price <= order.maxPrice, "it asks {price}, more than the order's {}", order.maxPrice);
     let digest = typed_data::receipt_digest(next.job_id, price, next.result_hash, &chain.domain());
-    match typed_data::recover(&next.receipt_signature, digest) {
-        Ok(signer) if signer == node => {}
-        Ok(signer) => bail!("its receipt is signed by {signer}, not by the node {node}"),
-        Err(error) => bail!("its receipt's signature {error}"),
+    let is_nodes = is_signed_by(chain, node, digest, &next.receipt_signature).await?;
+    ensure!(is_nodes, "its receipt is not signed by the node {node}");
+    // Whoever assigns an open order can have two nodes do it: no voucher for one of them counts what the other is paid alone.
+    if let Some(other) = payee(chain, next.job_id).await?.filter(|payee| *payee != node) {
+        bail!("the chain pays the node {other} for it");
     }
-    // The order may have been opened since: then its money is no part of the channel.
-    let state = chain.escrow().job(next.job_id).call().await.context("cannot read the job from the chain")?.state;
-    ensure!(state != JobState::Open, "it was opened on the chain, where its price is locked");
 
     let delivery = Delivery { node, price: next.price, result_hash: next.result_hash };
     let counted = CountedJob { job_id: next.job_id, nonce: order.nonce, price: next.price };

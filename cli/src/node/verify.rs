@@ -7,9 +7,9 @@ use alloy::sol_types::Eip712Domain;
 use market::abi::{JobState, Order};
 use market::typed_data;
 
-use super::settle::facts::is_signed_by;
 use crate::api::Lease;
 use crate::chain::Chain;
+use crate::wallet::is_signed_by;
 
 /// How often the chain is asked before the job is given back.
 const TRIES: u32 = 5;

@@ -6,21 +6,20 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256};
 use alloy::providers::Provider;
 use alloy::rpc::types::Filter;
-use alloy::sol_types::{SolCall, SolEvent};
+use alloy::sol_types::SolEvent;
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
 use market::abi::IJobEscrow::{ChannelUpdated, JobPaid, JobResolved};
-use market::abi::{IERC1271, JobState};
+use market::abi::JobState;
 use market::typed_data;
 
 use super::plan::{ChannelFacts, JobFacts};
 use crate::chain::{Chain, time};
 use crate::node::earnings::{Channel, Earning, HeldVoucher};
+use crate::wallet;
 
 /// Questions that are under way at once.
 const AT_ONCE: usize = 16;
-/// Gas that the contract gives a wallet for checking a signature.
-const WALLET_GAS: u64 = 100_000;
 
 /// What the chain says of these jobs at its latest block.
 pub async fn jobs(chain: &Chain, ids: Vec<B256>) -> anyhow::Result<BTreeMap<B256, JobFacts>> {
@@ -141,31 +140,8 @@ pub async fn voucher_signer(chain: &Chain, node: Address, held: &HeldVoucher, no
             return Ok(Standing::Flawed(format!("its session key {key} expired {}", time(session.expiry))));
         }
     }
-    if wallet_accepts(chain, held.requester, digest, &held.signature).await? {
+    if wallet::accepts(chain, held.requester, digest, &held.signature).await? {
         return Ok(Standing::Requester);
     }
     Ok(Standing::Flawed("it is signed neither by its requester nor by a session key".into()))
-}
-
-/// Whether `digest` is signed by `signer`, a key or a contract wallet.
-pub async fn is_signed_by(chain: &Chain, signer: Address, digest: B256, signature: &[u8]) -> anyhow::Result<bool> {
-    if typed_data::recover(signature, digest) == Ok(signer) {
-        return Ok(true);
-    }
-    wallet_accepts(chain, signer, digest, signature).await
-}
-
-async fn wallet_accepts(chain: &Chain, wallet: Address, digest: B256, signature: &[u8]) -> anyhow::Result<bool> {
-    if chain.provider.get_code_at(wallet).await.context("cannot read the chain")?.is_empty() {
-        return Ok(false);
-    }
-    let wallet = IERC1271::new(wallet, chain.provider.clone());
-    let call = wallet.isValidSignature(digest, signature.to_vec().into()).gas(WALLET_GAS);
-    match call.call().await {
-        Ok(answer) => Ok(answer == IERC1271::isValidSignatureCall::SELECTOR),
-        Err(alloy::contract::Error::TransportError(error)) if error.as_error_resp().is_none() => {
-            Err(error).context("cannot ask the requester's wallet")
-        }
-        Err(_) => Ok(false),
-    }
 }
