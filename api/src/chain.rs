@@ -7,11 +7,11 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use market::{
     Amount, clock,
-    confirmation::Level,
+    confirmation::{Confirmation, Level},
     db::{
         chain_view::{self, Balance},
         exposure::{self, Exposure},
-        voucher::{self, Promised},
+        voucher::{self, Channel, Promised},
     },
     fold::EscrowChannel,
     order::uint64_text,
@@ -160,6 +160,9 @@ struct ChannelBody {
     #[serde(with = "uint64_text")]
     #[schema(value_type = String, example = "7")]
     covered_nonce: u64,
+    /// How sure what the chain says of it is: `claimed`, `reserved`, `thawing`, `thawEnd` and `coveredNonce`; `null` while it
+    /// says nothing.
+    confirmation: Option<ConfirmationBody>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -221,15 +224,25 @@ async fn account(State(app): State<App>, Path(path): Path<AccountPath>) -> ApiRe
     }))
 }
 
+/// What is known of a channel.
+#[derive(Default)]
+struct Shown {
+    promised: Option<Promised>,
+    row: EscrowChannel,
+    confirmation: Option<Confirmation>,
+}
+
 async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -> ApiResult<Vec<PromisedBody>> {
     let now = clock::now();
     // By token and node: nothing for orders that any node may take.
-    let mut channels: BTreeMap<(Address, Option<Address>), (Option<Promised>, EscrowChannel)> = BTreeMap::new();
-    for (channel, row) in voucher::channels_of(db, owner).await? {
-        channels.insert((channel.token, Some(channel.node)), (None, row));
+    let mut channels: BTreeMap<(Address, Option<Address>), Shown> = BTreeMap::new();
+    let (named, rows): (Vec<Channel>, Vec<EscrowChannel>) = voucher::channels_of(db, owner).await?.into_iter().unzip();
+    let confirmations = chain_view::of_channels(db, &named).await?;
+    for ((channel, row), confirmation) in named.into_iter().zip(rows).zip(confirmations) {
+        channels.insert((channel.token, Some(channel.node)), Shown { row, confirmation, promised: None });
     }
     for promised in voucher::promised(db, owner, now).await? {
-        channels.entry((promised.token, promised.node)).or_default().0 = Some(promised);
+        channels.entry((promised.token, promised.node)).or_default().promised = Some(promised);
     }
     let mut exposures: BTreeMap<Address, Exposure> =
         balances.iter().map(|balance| (balance.token, Exposure::unbound(balance.free))).collect();
@@ -245,7 +258,7 @@ async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -
         (token, PromisedBody { token: WalletAddress(token), promised, reserved, available, channels: Vec::new() })
     };
     let mut accounts: BTreeMap<Address, PromisedBody> = exposures.into_iter().map(account).collect();
-    for ((token, node), (promised, row)) in channels {
+    for ((token, node), Shown { promised, row, confirmation }) in channels {
         let Some(account) = accounts.get_mut(&token) else { continue };
         account.channels.push(ChannelBody {
             node: node.map(WalletAddress),
@@ -256,6 +269,7 @@ async fn promised(db: &mut PgConnection, owner: Address, balances: &[Balance]) -
             thawing: row.thawing,
             thaw_end: row.thaw_end,
             covered_nonce: row.covered_nonce,
+            confirmation: confirmation.map(ConfirmationBody::from),
         });
     }
     Ok(accounts.into_values().collect())

@@ -3,14 +3,17 @@
 use alloy::primitives::{Address, B256};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnection;
+use sqlx::types::Json;
 
 pub use super::confirmation::{ObserveError, Standing, observe, standing};
 
 use super::chain::from_db;
 use super::confirmation::Seen;
 use super::types::{DbAddress, DbAmount, DbHash};
+use super::voucher::Channel;
 use crate::Amount;
 use crate::confirmation::Confirmation;
+use crate::fold::Key;
 
 /// What an address has in the escrow in one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +121,45 @@ pub async fn earnings(db: &mut PgConnection, node: Address) -> Result<Vec<Earnin
             Ok(Earning { token: row.token.0, amount: row.earned.0, confirmation })
         })
         .collect()
+}
+
+/// How sure what the chain says of each of `channels` is, in their order; nothing for those of which it says nothing.
+pub async fn of_channels(
+    db: &mut PgConnection,
+    channels: &[Channel],
+) -> Result<Vec<Option<Confirmation>>, sqlx::Error> {
+    let keys = channels.iter().map(|Channel { requester, node, token }| {
+        Json(Key::Channel { requester: *requester, node: *node, token: *token })
+    });
+    let rows = sqlx::query!(
+        r#"select m.number as "block?",
+                  (select b.hash from chain_block b where b.canonical and b.number = m.number) as "hash?: DbHash",
+                  coalesce(l.block_number - m.number >= confirmation_depth(k.token, greatest(c.claimed, c.reserved)), false)
+                      as "is_deep!",
+                  l.block_number as "cursor!", l.final_number as "last!"
+           from unnest($1::jsonb[], $2::bytea[], $3::bytea[], $4::bytea[]) with ordinality
+               as k (key, requester, node, token, position)
+           cross join chain_level l
+           left join escrow_channel c on c.requester = k.requester and c.node = k.node and c.token = k.token
+           left join lateral (
+               -- What did not move since is as it was at the final block.
+               select coalesce(
+                   (select max(u.block_number) from chain_undo u
+                    where u.block_number > l.final_number and u.block_number <= l.block_number and u.key = k.key),
+                   nullif(nullif(l.final_number, -1), 9223372036854775807)
+               ) as number
+               where c.requester is not null
+           ) m on true
+           order by k.position"#,
+        &keys.collect::<Vec<_>>() as _,
+        &channels.iter().map(|channel| DbAddress(channel.requester)).collect::<Vec<_>>() as _,
+        &channels.iter().map(|channel| DbAddress(channel.node)).collect::<Vec<_>>() as _,
+        &channels.iter().map(|channel| DbAddress(channel.token)).collect::<Vec<_>>() as _
+    )
+    .fetch_all(db)
+    .await?;
+    let seen = |block, hash, is_deep| Seen { block, hash, is_deep };
+    rows.into_iter().map(|row| seen(row.block, row.hash, row.is_deep).confirmation(row.cursor, row.last)).collect()
 }
 
 /// How far the indexer has read; nothing before it began.

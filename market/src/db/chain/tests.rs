@@ -7,10 +7,13 @@ use proptest::test_runner::TestRunner;
 use sqlx::PgPool;
 
 use super::*;
+use crate::confirmation::Level;
+use crate::db::chain_view::of_channels;
 use crate::db::leader::{Leadership, Role};
 use crate::db::outbox::Entity;
+use crate::db::voucher::Channel;
 use crate::fold::model::{self, Action, Model, contracts, histories, node, requester, token};
-use crate::fold::{RawLog, Rows, time_of};
+use crate::fold::{Key, RawLog, Rows, time_of};
 use crate::ledger::Account;
 
 /// A database that an indexer leads.
@@ -451,4 +454,40 @@ async fn a_transaction_that_is_mined_elsewhere_moved() {
     let mut expected = [said(one.0, "job.moved"), said(two.0, "job.reorged")];
     expected.sort();
     assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn a_channel_is_as_sure_as_the_last_block_that_changed_it() {
+    let blocks = mined(&histories().new_tree(&mut TestRunner::deterministic()).unwrap().current().events(), 0);
+    let mut index = Index::new().await;
+    for step in blocks.chunks(5) {
+        index.apply(None, step).await;
+    }
+    let mut changed: BTreeMap<Channel, u64> = BTreeMap::new();
+    for event in blocks.iter().flat_map(|(_, events)| events) {
+        for key in event.event.keys() {
+            if let Key::Channel { requester, node, token } = key {
+                changed.insert(Channel { requester, node, token }, event.log.block_number);
+            }
+        }
+    }
+    assert!(changed.len() > 2, "a history with some channels");
+    let mut channels: Vec<Channel> = changed.keys().copied().collect();
+    channels.push(Channel { requester: node(0), node: requester(0), token: token(0) });
+    let tip = index.at.number;
+    let mut db = index.pool.acquire().await.unwrap();
+    let seen = of_channels(&mut db, &channels).await.unwrap();
+    let numbers = seen[..changed.len()].iter().map(|seen| {
+        let seen = seen.unwrap();
+        assert_ne!(seen.level, Level::Final, "{seen:?}");
+        assert_eq!(seen.depth, tip - seen.block_number);
+        seen.block_number
+    });
+    assert_eq!(numbers.collect::<Vec<_>>(), changed.values().copied().collect::<Vec<_>>());
+    assert_eq!(seen[changed.len()], None, "of which the chain says nothing");
+
+    sqlx::query("update chain_cursor set final_number = block_number").execute(&mut *db).await.unwrap();
+    let seen = of_channels(&mut db, &channels).await.unwrap();
+    assert!(seen[..changed.len()].iter().all(|seen| seen.unwrap().level == Level::Final), "{seen:?}");
+    assert_eq!(seen[changed.len()], None);
 }
