@@ -42,6 +42,8 @@ async fn a_client_whose_instance_is_killed_gets_what_it_missed_from_another_once
 
     let events = seen["events"].as_array().unwrap();
     let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    // What was told just before it subscribed may still have been on its way.
+    let names = names.strip_prefix(&["job.signed"]).unwrap_or(&names);
     assert_eq!(names, ["job.leased", "job.requeued", "job.leased", "job.completed"], "{seen}");
     let epochs: Vec<&str> = events.iter().map(|event| event["epoch"].as_str().unwrap()).collect();
     assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{seen}");
