@@ -6,12 +6,12 @@ import {Vm} from "forge-std/Vm.sol";
 import {IJobEscrow, JobState, Order, Result, SignedVoucher} from "../../src/interfaces/IJobEscrow.sol";
 import {KeyVoucher} from "../Base.sol";
 import {TestToken} from "../mocks/TestToken.sol";
-import {Books} from "./Books.sol";
+import {Batching} from "./Batching.sol";
 
 /// @notice Does everything that anybody may do to the escrow and the registry, in any order.
 /// @dev Knows of each call whether it must succeed, and asserts that it does, or that it does not. Paused or not makes no
 /// difference to that but for deposits, new jobs and registrations.
-contract MarketHandler is Books {
+abstract contract MarketHandler is Batching {
     /// @dev Makes the call as `by` and asserts its outcome.
     function _call(address by, address to, uint256 value, bytes memory data, bool succeeds, string memory what)
         internal
@@ -146,6 +146,7 @@ contract MarketHandler is Books {
 
     function refund(uint256 a, uint256 b) external booked {
         (uint256 index,) = _find(a, JobState.Open, JobState.Open);
+        if (b >> 64 & 31 == 0) _assertRefunds(_two(index, b));
         escrow.refundExpired(_two(index, b));
     }
 
@@ -184,6 +185,7 @@ contract MarketHandler is Books {
         bool harmed = a % _ids.length != b % _ids.length && harm % 4 == 0;
         bytes32 jobId = _ids[a % _ids.length];
         if (harmed) _harm(results[0], harm >> 8);
+        if (harm >> 64 & 31 == 0) _assertResults(results);
         _forbidden[jobId] = harmed;
         vm.prank(settler);
         escrow.submitResults(results);
@@ -208,6 +210,7 @@ contract MarketHandler is Books {
 
     function finalize(uint256 a, uint256 b) external booked {
         (uint256 index,) = _find(a, JobState.Submitted, JobState.Disputed);
+        if (b >> 64 & 31 == 0) _assertFinalizes(_two(index, b));
         escrow.finalize(_two(index, b));
     }
 
@@ -230,6 +233,7 @@ contract MarketHandler is Books {
             if (how >> 8 & 7 == i) cumulative += 1;
             vouchers[i] = KeyVoucher(_who[by], cumulative, covered, sigR, sigVs);
         }
+        if (how >> 64 & 31 == 0) _assertRedeems(n, t, vouchers);
         address caller = _redeemer(n, how >> 16);
         bytes memory data = _redeemCall(_nodes[n].addr, _tokens[t], vouchers);
         bool may = caller == _nodes[n].addr || escrow.isSettler(_nodes[n].addr, caller);
