@@ -1,6 +1,7 @@
 //! What Redis by itself has to do for a job: be asked for it, and be shown that it is leased and that it is done, by the scripts
 //! that the projector uses, with no Postgres in the way. Everything durable is left out, as it is in BullMQ.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -32,24 +33,67 @@ pub async fn run(redis: &Redis, jobs: usize, concurrency: usize) -> anyhow::Resu
     for some in waiting.chunks(BULK) {
         apply::show(&client, version.fetch_add(1, Relaxed), some, now).await?;
     }
-    let by_id: std::collections::HashMap<B256, &JobView> = waiting.iter().map(|view| (view.job_id, view)).collect();
-    let node = Address::repeat_byte(0x4e);
-    let operations = [OPERATION.to_owned()];
+    let alone = Alone {
+        by_id: waiting.iter().map(|view| (view.job_id, view)).collect(),
+        node: Address::repeat_byte(0x4e),
+        operations: [OPERATION.to_owned()],
+        client,
+        version,
+    };
     let started = Instant::now();
-    let mut done = 0;
+    let (mut done, mut held) = (0, Vec::new());
     while done < jobs {
-        let suggested = queue::suggest(&client, node, &operations, Address::ZERO, concurrency, now).await?;
-        ensure!(!suggested.is_empty(), "after {done} of {jobs} jobs Redis suggests none");
-        let views: Vec<&JobView> = suggested.iter().filter_map(|id| by_id.get(id).copied()).collect();
-        let leased: Vec<JobView> = views.iter().map(|view| leased(view, node, now)).collect();
-        apply::show(&client, version.fetch_add(1, Relaxed), &leased, now).await?;
-        let completed: Vec<JobView> = leased.iter().map(|view| completed(view, node, now)).collect();
-        apply::show(&client, version.fetch_add(1, Relaxed), &completed, now).await?;
-        done += views.len();
+        // Results come while other jobs are given out, as from many nodes.
+        let (leased, completed) = tokio::try_join!(
+            alone.claim(concurrency.div_ceil(2).min(jobs - done - held.len())),
+            alone.complete(&held)
+        )?;
+        done += completed;
+        ensure!(!leased.is_empty() || completed > 0, "after {done} of {jobs} jobs Redis suggests none");
+        held = leased;
     }
     let rate = quotient(done, started.elapsed().as_secs_f64());
-    ensure!(queue::depth(&client).await? == 0, "jobs were left");
+    ensure!(queue::depth(&alone.client).await? == 0, "jobs were left");
     Ok(rate)
+}
+
+struct Alone<'a> {
+    by_id: HashMap<B256, &'a JobView>,
+    node: Address,
+    operations: [String; 1],
+    client: Client,
+    version: AtomicI64,
+}
+
+impl Alone<'_> {
+    /// Asks for `count` jobs and shows that they are leased, in the order of their ids, as the projector does.
+    async fn claim(&self, count: usize) -> anyhow::Result<Vec<JobView>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let (now, start) = (clock::now(), Address::ZERO);
+        let mut suggested = queue::suggest(&self.client, self.node, &self.operations, start, count, now).await?;
+        suggested.sort_unstable();
+        let views = suggested.iter().filter_map(|id| self.by_id.get(id));
+        let leased: Vec<JobView> = views.map(|view| leased(view, self.node, now)).collect();
+        self.show(&leased, now).await?;
+        Ok(leased)
+    }
+
+    /// Shows that what was leased is done; how many that is.
+    async fn complete(&self, leased: &[JobView]) -> anyhow::Result<usize> {
+        if leased.is_empty() {
+            return Ok(0);
+        }
+        let now = clock::now();
+        let completed: Vec<JobView> = leased.iter().map(|view| completed(view, self.node, now)).collect();
+        self.show(&completed, now).await?;
+        Ok(completed.len())
+    }
+
+    async fn show(&self, views: &[JobView], now: DateTime<Utc>) -> anyhow::Result<()> {
+        Ok(apply::show(&self.client, self.version.fetch_add(1, Relaxed), views, now).await?)
+    }
 }
 
 /// Names this run.
