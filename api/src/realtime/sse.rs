@@ -2,6 +2,7 @@
 //! that comes back, to whichever instance, goes on where it was.
 
 use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -61,7 +62,7 @@ pub struct StreamQuery {
     params(JobPath, StreamQuery, ("Last-Event-ID" = Option<String>, Header, description = "As `since`, which it takes the place of")),
     responses(
         (status = 200, content_type = "text/event-stream", body = String,
-         description = "`job:update` events; `subscribed` first, `history:lost` where some are not known"),
+         description = "`job:update` events; `subscribed` first, `history:lost` where some are not known, `end` last"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`not_party`"),
     )
 )]
@@ -80,7 +81,7 @@ pub async fn job_events(
     params(NodePath, StreamQuery, ("Last-Event-ID" = Option<String>, Header, description = "As `since`, which it takes the place of")),
     responses(
         (status = 200, content_type = "text/event-stream", body = String,
-         description = "`node:command` events; `subscribed` first, `history:lost` where some are not known"),
+         description = "`node:command` events; `subscribed` first, `history:lost` where some are not known, `end` last"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`not_party`"),
     )
 )]
@@ -121,12 +122,36 @@ async fn follow(
         let _ = &membership; // It lasts as long as the stream.
         event(topic, &item)
     });
-    let (shutdown, left) = (app.shutdown.clone(), claims.left(clock::now()));
+    // Whatever ends it by itself is told, if the reader takes it in.
+    let why = Arc::new(OnceLock::new());
+    let (shutdown, left, known) = (app.shutdown.clone(), claims.left(clock::now()), why.clone());
     let until = async move {
-        timeout(left, shutdown.cancelled()).await.ok();
+        let is_expired = timeout(left, shutdown.cancelled()).await.is_err();
+        known.get_or_init(|| if is_expired { End::TokenExpired } else { End::ShuttingDown });
     };
-    Ok(Sse::new(first.chain(rest).take_until(Box::pin(until)).map(Ok))
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+    let all = first.chain(rest).take_until(Box::pin(until));
+    let last = stream::once(async move { why.get().copied().unwrap_or(End::TooSlow).event() });
+    Ok(Sse::new(all.chain(last).map(Ok)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// Why a stream ends that its reader did not end.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    TokenExpired,
+    ShuttingDown,
+    /// The hub has let it go.
+    TooSlow,
+}
+
+impl End {
+    fn event(self) -> Event {
+        let (code, detail) = match self {
+            Self::TokenExpired => ("token_expired", "ask for another token"),
+            Self::ShuttingDown => ("shutting_down", "connect again"),
+            Self::TooSlow => ("too_slow", "events were left lying; connect again for what was missed"),
+        };
+        Event::default().event("end").data(serde_json::json!({ "code": code, "detail": detail }).to_string())
+    }
 }
 
 fn subscribed(joined: &Joined) -> Event {

@@ -83,6 +83,44 @@ async fn a_client_that_takes_nothing_is_cut_off_and_costs_no_memory_and_others_n
     assert_eq!(again.ask("subscribe:job", json!(JOB)).await["ok"], true);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_nobody_reads_ends_and_says_why() {
+    const COUNT: usize = 1500;
+    let mut world = World::start().await;
+    let api = world.serve().await;
+    let token = world.token(&[Topic::Job(JOB)]).await;
+    let mut unread = Events::open(&api.url, &format!("jobs/{JOB}"), &token, None).await.unwrap();
+    unread.expect("subscribed").await;
+    let (channel, client) = (format!("channel:job:{JOB}:updates"), world.client());
+    let publish = async |n: usize| {
+        let text = json!({ "event": "job.event", "n": n, "filler": "x".repeat(15_000) }).to_string();
+        history::publish(&client, &channel, &text).await.unwrap();
+    };
+    for n in 0..COUNT {
+        publish(n).await;
+    }
+    let deadline = Instant::now() + Duration::from_secs(90);
+    for n in COUNT.. {
+        if api.metric("littoral_realtime_slow_clients_total").await >= 1.0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is not cut off");
+        publish(n).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (mut seen, mut last) = (0, None);
+    while let Some(event) = unread.next().await {
+        if event.name == "job:update" {
+            assert_eq!(event.data["n"], json!(seen), "in order as far as it goes");
+            seen += 1;
+        }
+        last = Some(event);
+    }
+    let last = last.unwrap();
+    assert_eq!((&*last.name, &last.data["code"]), ("end", &json!("too_slow")));
+    assert!(seen > 0 && seen < COUNT, "{seen}");
+}
+
 fn rss_mb(process: &tokio::process::Child) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id().unwrap())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();

@@ -144,7 +144,9 @@ async fn no_token_but_ones_own_that_names_it_opens_anything() {
     let (name, error) = socket.next().await.unwrap();
     assert_eq!((name.as_str(), &error["code"]), ("error", &json!("token_expired")));
     assert_eq!(socket.next().await, None);
-    while events.next().await.is_some() {}
+    events.expect("subscribed").await;
+    assert_eq!(events.expect("end").await.data["code"], "token_expired");
+    assert_eq!(events.next().await, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
