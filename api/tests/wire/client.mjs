@@ -3,7 +3,7 @@
 //   API_A, API_B: addresses; PID_A: process of the first; REQUESTER_KEY, NODE_KEY: hex keys
 import { createHash } from "node:crypto";
 import { io } from "socket.io-client";
-import { hashStruct, hashTypedData, zeroAddress } from "viem";
+import { hashStruct, hashTypedData, keccak256, zeroAddress } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { createSiweMessage } from "viem/siwe";
 
@@ -70,6 +70,17 @@ await call(API_A, "POST", "/lit-compute/nodes/register", nodeToken, {
   capabilities: { maxConcurrentJobs: 2, supportedOperations: ["encrypt"] },
 });
 
+// The node is told what it can do, at the instance that the requester does not use.
+const nodeId = keccak256(node.address);
+const forNode = await call(API_A, "POST", "/lit-compute/realtime/token", nodeToken, { nodes: [nodeId] });
+const commands = [];
+const worker = io(`${API_B}/lit-compute`, { transports: ["websocket"], auth: { token: forNode.token }, reconnection: false });
+worker.on("node:command", (message) => commands.push(message));
+await new Promise((resolve, reject) => {
+  worker.on("connect_error", reject);
+  worker.on("connect", () => worker.emit("subscribe:node", nodeId, resolve));
+});
+
 const spec = { inputCID: cid, operation: "encrypt", params: "" };
 const message = {
   requester: requester.address, token: zeroAddress, maxPrice: 1000n, node: node.address, assigner: zeroAddress,
@@ -93,6 +104,7 @@ refusals.push((await first.socket.emitWithAck("subscribe:job", { jobId: `0x${"ff
 refusals.push((await first.socket.emitWithAck("subscribe:job", "*")).error.code);
 refusals.push((await first.socket.emitWithAck("subscribe:node", jobId)).error.code);
 
+await until("the command", () => commands.length > 0);
 const lease = await call(API_A, "POST", "/lit-compute/jobs/claim", nodeToken, {});
 await until("the lease", () => seen.some((message) => message.event === "job.leased"));
 const last = seen.at(-1);
@@ -125,5 +137,5 @@ await until("the completion", () => seen.some((message) => message.event === "jo
 const elsewhere = await follow(API_B, token, { jobId, since: { epoch: "other", offset: 3 } }, [], lost);
 const events = seen.map(({ event, epoch, offset }) => ({ event, epoch, offset }));
 const recovered = [first, second, elsewhere].map(({ answer }) => answer.recovered);
-console.log(JSON.stringify({ jobId, events, recovered, lost, refusals }));
+console.log(JSON.stringify({ jobId, events, recovered, lost, refusals, commands }));
 process.exit(0);

@@ -51,6 +51,12 @@ async fn a_client_whose_instance_is_killed_gets_what_it_missed_from_another_once
     assert!(offsets.windows(2).all(|pair| pair[1] == pair[0] + 1), "{seen}");
     assert_eq!(seen["recovered"], serde_json::json!([false, true, false]), "{seen}");
     assert_eq!(seen["lost"], serde_json::json!([]), "{seen}");
+    let command = &seen["commands"][0];
+    assert_eq!(
+        (&command["command"], &command["jobId"]),
+        (&serde_json::json!("job.available"), &seen["jobId"]),
+        "{seen}"
+    );
     let refusals = seen["refusals"].as_array().unwrap();
     assert!(refusals[0].as_str().unwrap().starts_with("unauthenticated"), "{seen}");
     assert_eq!(refusals[1..], ["not_permitted", "invalid_parameter", "not_permitted"], "{seen}");

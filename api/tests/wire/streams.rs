@@ -198,3 +198,27 @@ fn base64_url(value: &Value) -> String {
     let token = jsonwebtoken::encode(&Header::default(), value, &EncodingKey::from_secret(&[])).unwrap();
     token.split('.').nth(1).unwrap().to_owned()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_application_commands_reaches_the_node_and_nobody_else() {
+    let mut world = World::start().await;
+    let api = world.serve().await;
+    let own = world.token(&[Topic::Node(JOB)]).await;
+    let others = world.token(&[Topic::Node(OTHER)]).await;
+    let (mut socket, mut other) =
+        (Socket::connect(&api.url, &own).await.unwrap(), Socket::connect(&api.url, &others).await.unwrap());
+    assert_eq!(socket.ask("subscribe:node", json!(JOB)).await["ok"], true);
+    assert_eq!(other.ask("subscribe:node", json!(OTHER)).await["ok"], true);
+    let mut events = Events::open(&api.url, &format!("nodes/{JOB}"), &own, None).await.unwrap();
+    events.expect("subscribed").await;
+    for (node, n) in [(JOB, 1), (OTHER, 2)] {
+        let text = json!({ "command": "drain", "n": n }).to_string();
+        world.command(&["PUBLISH", &format!("channel:node:{node}:commands"), &text]).await;
+    }
+    let told = |n: u64| ("node:command".to_owned(), json!("drain"), json!(n));
+    for (socket, n) in [(&mut socket, 1), (&mut other, 2)] {
+        let (name, data) = socket.next().await.unwrap();
+        assert_eq!((name, data["command"].clone(), data["n"].clone()), told(n), "its own and nobody else's");
+    }
+    assert_eq!(events.expect("node:command").await.data["n"], 1);
+}
