@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use alloy::primitives::{Address, B256, U256};
 use alloy::signers::SignerSync;
 use alloy::sol_types::SolStruct;
-use devnet::DevKey;
+use devnet::{DevKey, Unforgiven};
 use market::abi::{IJobEscrow, JobSpec, Order, Voucher};
 use market::db::chain::cursor;
 use market::db::order;
@@ -149,6 +149,7 @@ impl World {
     /// As [`Self::assert_exactly_once`], where the settler's account sent so many `foreign` transactions.
     pub async fn assert_exactly_once_besides(&mut self, jobs: &[Job], foreign: u64) {
         self.caught_up().await;
+        let _unforgiven = Unforgiven::new("each payment once");
         let escrow = self.escrow();
         let mut alone: BTreeMap<B256, u32> = BTreeMap::new();
         for log in self.logs::<IJobEscrow::JobPaid>().await {

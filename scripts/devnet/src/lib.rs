@@ -15,6 +15,7 @@ mod postgres;
 mod process;
 mod redis;
 mod services;
+mod unforgiven;
 
 pub use anvil::{Anvil, AnvilOptions, DEV_KEYS, DevKey, ws_url};
 pub use chain::{Chain, Holdings};
@@ -25,3 +26,4 @@ pub use postgres::{Postgres, SHARED_URL, TestDatabase};
 pub use process::{Launch, Process, User};
 pub use redis::{Redis, RedisOptions};
 pub use services::{Endpoints, Keys, NodeOptions, Service, binary};
+pub use unforgiven::Unforgiven;
