@@ -5,6 +5,7 @@ import os
 import random
 
 import schemathesis
+from schemathesis.core.parameters import ParameterLocation
 
 TOLD = json.load(open(os.environ["FUZZ_TOLD"]))
 USER = os.environ["FUZZ_USER"]
@@ -51,6 +52,17 @@ def before_call(context, case, **kwargs):
         case.path_parameters = path_parameters(case.path_parameters)
     if isinstance(case.body, dict):
         case.body = body(case.operation.path, case.body)
+
+
+@schemathesis.check
+def malformed_orders_of_a_bulk_are_refused(ctx, response, case):
+    """A bulk with an order that violates the description is answered for each order, for that one with a problem."""
+    meta = case.meta
+    if case.operation.path != "/lit-compute/jobs/submit/bulk" or response.status_code != 200 or meta is None:
+        return
+    body = meta.components.get(ParameterLocation.BODY)
+    if body is not None and body.mode.is_negative and not any("problem" in item for item in response.json()["jobs"]):
+        raise AssertionError("a bulk that violates the description was taken as it is")
 
 
 @schemathesis.check
