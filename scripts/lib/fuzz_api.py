@@ -38,7 +38,7 @@ checks.negative_data_rejection.enabled = false
 
 def get(url, token=None):
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=120) as answer:
         return json.load(answer)
 
 
@@ -77,7 +77,7 @@ def run(scratch, told, user, more):
     command = [program, "--config-file", scratch / "schemathesis.toml", "run", told["url"] + "/openapi.json"]
     # Not `--checks all`: that would turn on what the file turns off for an operation.
     command += ["--continue-on-failure", "--exclude-path", "/lit-compute/auth/logout"]
-    # The same cases each time, unless another seed is asked for; a machine that makes them slowly is no failure.
+    # The same seed each time, unless another is asked for; a machine that makes them slowly is no failure.
     command += ["--generation-database", "none", "--suppress-health-check", "all"]
     command += [*([] if "--seed" in more else ["--seed", "1"]), *more]
     hooks = pathlib.Path(__file__).with_name("fuzz_hooks.py")
