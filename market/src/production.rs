@@ -7,7 +7,7 @@ use alloy::primitives::{Address, address};
 use clap::Args;
 use url::Url;
 
-use crate::redis::client;
+use crate::redis::{client, cluster};
 
 /// The environment in which nothing weak is taken.
 pub const PRODUCTION: &str = "production";
@@ -125,7 +125,8 @@ pub async fn weaknesses(used: Used<'_>) -> Vec<String> {
         }
     }
     if let Some(url) = used.redis_url {
-        match password_of(url) {
+        // Nodes of a cluster have one password.
+        match cluster::nodes(url).first().and_then(|node| password_of(node)) {
             None => found.push("REDIS_URL: has no password".to_owned()),
             Some(password) => {
                 found.extend(weak_password(&password).map(|why| format!("REDIS_URL: the password {why}")))
@@ -186,6 +187,13 @@ mod tests {
             ("postgres://u@db/m", &format!("redis://{CLOSED}/"), own, "REDIS_URL: has no password"),
             ("postgres://u@db/m", &format!("redis://:@{CLOSED}/"), own, "REDIS_URL: has no password"),
             ("postgres://u@db/m", &format!("redis://:changeme@{CLOSED}/"), own, "REDIS_URL: the password is one that"),
+            (
+                "postgres://u@db/m",
+                &format!("redis+cluster://:changeme@{CLOSED},{CLOSED}/"),
+                own,
+                "REDIS_URL: the password is",
+            ),
+            ("postgres://u@db/m", &format!("redis+cluster://{CLOSED},{CLOSED}"), own, "REDIS_URL: has no password"),
             ("postgres://u@db/m", &good, KNOWN_ACCOUNTS[3], "ASSIGNER_KEY: is the key of 0x90F7"),
         ] {
             let weak = found(database, redis, account).await;

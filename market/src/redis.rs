@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod cache;
 pub mod client;
+pub mod cluster;
 pub mod dump;
 pub mod flag;
 pub mod history;

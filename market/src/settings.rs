@@ -13,11 +13,11 @@ pub struct StoreArgs {
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
 
-    /// Redis, as redis://:password@host:port/ or rediss://… for TLS
+    /// Redis, as redis://:password@host:port/ or rediss://… for TLS; redis+cluster://:password@host:port,host:port for a Redis Cluster
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: String,
 
-    /// Text in front of every Redis key; with a hash tag, such as {littoral}:, for a Redis Cluster
+    /// Text in front of every Redis key; a Redis Cluster needs one with a hash tag, such as {littoral}:
     #[arg(long, env = "REDIS_PREFIX", default_value = "")]
     pub redis_prefix: String,
 

@@ -10,6 +10,7 @@ mod auth;
 mod backup;
 mod blobs;
 mod claim;
+mod cluster;
 mod complete;
 mod degraded;
 mod door;

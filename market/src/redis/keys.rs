@@ -58,6 +58,13 @@ impl Keys {
         &self.prefix
     }
 
+    /// What decides on the slot of a Redis Cluster that all keys with this prefix are in; nothing if each has its own.
+    #[must_use]
+    pub fn hash_tag(&self) -> Option<&str> {
+        let (_, behind) = self.prefix.split_once('{')?;
+        behind.split_once('}').map(|(tag, _)| tag).filter(|tag| !tag.is_empty())
+    }
+
     /// Hash: userId, walletAddress, nftTier, pkpPublicKey, lastActivity. [`SESSION_TTL_SECS`].
     #[must_use]
     pub fn session(&self, user_id: &UserId) -> String {

@@ -127,7 +127,8 @@ impl Keeper {
 
     /// Passes messages on until the connection or its reader ends.
     async fn listen(&mut self, told: &mut bool) -> Result<(), RedisError> {
-        let (mut sink, mut messages) = in_time(self.redis.pubsub()).await?.split();
+        let (connected, node) = in_time(self.redis.pubsub()).await?;
+        let (mut sink, mut messages) = connected.split();
         subscribe(&mut sink, &self.channels.iter().collect::<Vec<_>>()).await?;
         *told = false;
         self.signals.send(Signal::Resumed).await.map_err(closed)?;
@@ -149,6 +150,9 @@ impl Keeper {
                 }
                 _ = ping.tick() => {
                     in_time(sink.ping::<redis::Value>()).await?;
+                    if self.redis.has_left(node.as_ref()) {
+                        return Err(closed("our keys are at another node of the cluster"));
+                    }
                 }
             }
         }

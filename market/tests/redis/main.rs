@@ -4,6 +4,7 @@
 // Tests look into tables with SQL of their own.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 
+mod cluster;
 mod confirmation;
 mod connection;
 mod history;

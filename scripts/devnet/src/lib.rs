@@ -14,6 +14,7 @@ pub mod ports;
 mod postgres;
 mod process;
 mod redis;
+mod redis_cluster;
 mod services;
 mod unforgiven;
 
@@ -25,5 +26,6 @@ pub use market::{Market, MarketOptions};
 pub use postgres::{Postgres, SHARED_URL, TestDatabase};
 pub use process::{Launch, Process, User};
 pub use redis::{Redis, RedisOptions};
+pub use redis_cluster::RedisCluster;
 pub use services::{Endpoints, Keys, NodeOptions, Service, binary};
 pub use unforgiven::Unforgiven;

@@ -321,7 +321,7 @@ async fn start_redis(options: &MarketOptions) -> anyhow::Result<(Option<Redis>, 
         dir: Some(options.dir.join("redis")),
         port: options.usual_ports.then_some(16379),
         persistent: options.keep,
-        password: None,
+        ..RedisOptions::default()
     })
     .await?;
     let url = server.url().to_owned();

@@ -1,4 +1,4 @@
-//! A private Redis server.
+//! A private Redis server; [`crate::RedisCluster`] makes a cluster of some.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use std::io::Write;
 use tempfile::TempDir;
+use tokio::process::Command;
 use url::Url;
 
 use crate::paths::{program, scratch_dir};
-use crate::ports::free_port_or;
+use crate::ports::{free_port, free_port_or};
 use crate::process::{Launch, Process};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -28,6 +29,8 @@ pub struct RedisOptions {
     pub persistent: bool,
     /// A password for the default user.
     pub password: Option<String>,
+    /// Whether it is to be a node of a cluster, as yet without slots.
+    pub cluster: bool,
 }
 
 /// A running server on 127.0.0.1. Dropping it shuts it down.
@@ -36,6 +39,7 @@ pub struct Redis {
     // Declared first, so that the server has ended when its directory is removed.
     process: Process,
     url: Url,
+    bus: Option<u16>,
     _scratch: Option<TempDir>,
 }
 
@@ -55,7 +59,8 @@ impl Redis {
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let port = free_port_or(options.port)?;
-            let config = write_config(&dir, port, &options)?;
+            let bus = if options.cluster { Some(free_port()?) } else { None };
+            let config = write_config(&dir, port, bus, &options)?;
             let launch = Launch::new("redis-server", program("redis-server", "redis-server")?, dir.join("redis.log"));
             let mut process = launch.arg(config).spawn()?;
             // Its own log says so only after it has bound the port; another server there is not mistaken for ours.
@@ -63,7 +68,7 @@ impl Redis {
             match process.wait_until(READY_WITHIN, ready).await {
                 Ok(()) => {
                     let url = url(port, options.password.as_deref())?;
-                    return Ok(Self { process, url, _scratch: scratch });
+                    return Ok(Self { process, url, bus, _scratch: scratch });
                 }
                 Err(error) if process.output().contains("in use") => last = Some(error),
                 Err(error) => return Err(error),
@@ -75,6 +80,31 @@ impl Redis {
     /// `redis://…`, with the password if there is one.
     pub fn url(&self) -> &str {
         self.url.as_str()
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.url.port().unwrap_or_default()
+    }
+
+    /// The port on which the nodes of a cluster speak with it, if it is one.
+    pub fn bus_port(&self) -> Option<u16> {
+        self.bus
+    }
+
+    /// What it answers to a command of another application's, which follows a cluster's redirections.
+    ///
+    /// # Errors
+    /// When `redis-cli` is not installed, the server does not answer or refuses the command.
+    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let cli = program("redis-cli", "redis-tools")?;
+        let mut command = Command::new(cli);
+        command.args(["-e", "-c", "--no-auth-warning", "-u", self.url()]).args(arguments);
+        let output = command.kill_on_drop(true).output().await.context("starting redis-cli")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (said, told) = (text(&output.stdout), text(&output.stderr));
+        anyhow::ensure!(output.status.success(), "{}: {said} {told}", arguments.join(" "));
+        Ok(said)
     }
 
     /// The server's process, to kill and restart it.
@@ -92,14 +122,22 @@ fn url(port: u16, password: Option<&str>) -> anyhow::Result<Url> {
 }
 
 /// A file rather than arguments: `ps` shows arguments to everyone.
-fn write_config(dir: &std::path::Path, port: u16, options: &RedisOptions) -> anyhow::Result<PathBuf> {
+fn write_config(dir: &std::path::Path, port: u16, bus: Option<u16>, options: &RedisOptions) -> anyhow::Result<PathBuf> {
     let path = dir.join("redis.conf");
     let append_only = if options.persistent { "yes" } else { "no" };
     let password = options.password.as_ref().map(|password| format!("requirepass \"{password}\"\n"));
+    // Slots without a master are no reason for the others to refuse; who is late is not taken for dead on a busy machine.
+    let cluster = bus.map(|bus| {
+        format!(
+            "cluster-enabled yes\ncluster-port {bus}\ncluster-config-file nodes.conf\ncluster-node-timeout 5000\n\
+             cluster-require-full-coverage no\n"
+        )
+    });
     let text = format!(
-        "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly {append_only}\ndaemonize no\n{}",
+        "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly {append_only}\ndaemonize no\n{}{}",
         dir.display(),
-        password.unwrap_or_default()
+        password.unwrap_or_default(),
+        cluster.unwrap_or_default()
     );
     let mut file = fs::OpenOptions::new()
         .write(true)
