@@ -59,8 +59,9 @@ impl Density {
 
 /// The node, the contracts, and who uses them.
 pub struct Chain {
-    /// Goes last: everything else asks it.
+    /// Go last: everything else asks the node, and the node asks its origin.
     _anvil: Anvil,
+    _origin: Anvil,
     pub rpc: Rpc,
     /// Of the node's process.
     pub pid: u32,
@@ -89,13 +90,17 @@ fn final_by_tag(deployment: &Deployment) -> anyhow::Result<()> {
 impl Chain {
     /// Starts Anvil, deploys, and mines until there are about `events` events, then a few blocks without.
     pub async fn generate(dir: &Path, density: Density, events: u64) -> anyhow::Result<Self> {
+        // A fork, of a chain that has nothing but its first block: with each block that it mines, Anvil hashes the whole state there is,
+        // unless it is a fork. Thousands of blocks would take from minutes to hours.
+        let origin = Anvil::start(AnvilOptions::default()).await?;
         // Past states are not asked for and would be written to disk. All but the last two blocks are final, as nearly all of a
         // chain is that is indexed from its beginning.
-        let args =
+        let own =
             ["--gas-limit", "4000000000", "--prune-history", "--no-request-size-limit", "--slots-in-an-epoch", "1"];
+        let fork = ["--fork-url", origin.rpc_url(), "--no-storage-caching"];
         let options = AnvilOptions {
             log: Some(dir.join("anvil.log")),
-            args: args.map(str::to_owned).to_vec(),
+            args: own.into_iter().chain(fork).map(str::to_owned).collect(),
             ..AnvilOptions::default()
         };
         let mut anvil = Anvil::start(options).await?;
@@ -107,6 +112,7 @@ impl Chain {
         let artifact = Artifact::load("Traffic")?;
         let mut chain = Self {
             _anvil: anvil,
+            _origin: origin,
             rpc: Rpc::new(&url),
             pid,
             rpc_url: url,
