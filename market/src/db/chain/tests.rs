@@ -486,7 +486,7 @@ async fn a_channel_is_as_sure_as_the_last_block_that_changed_it() {
     assert_eq!(numbers.collect::<Vec<_>>(), changed.values().copied().collect::<Vec<_>>());
     assert_eq!(seen[changed.len()], None, "of which the chain says nothing");
 
-    sqlx::query("update chain_cursor set final_number = block_number").execute(&mut *db).await.unwrap();
+    sqlx::query!("update chain_cursor set final_number = block_number").execute(&mut *db).await.unwrap();
     let seen = of_channels(&mut db, &channels).await.unwrap();
     assert!(seen[..changed.len()].iter().all(|seen| seen.unwrap().level == Level::Final), "{seen:?}");
     assert_eq!(seen[changed.len()], None);
