@@ -193,7 +193,8 @@ enum FlagCommand {
         #[arg(value_parser = flag_name)]
         name: String,
         /// `on` or `off`
-        #[arg(value_parser = on_or_off)]
+        // A `bool` is taken for a switch without a value otherwise.
+        #[arg(value_parser = on_or_off, action = clap::ArgAction::Set)]
         state: bool,
     },
 }
@@ -237,4 +238,28 @@ pub async fn run(args: FlagArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: FlagArgs,
+    }
+
+    #[test]
+    fn a_feature_is_switched_by_a_word() {
+        let set = |word| {
+            let stores = ["flag", "--database-url", "postgres:///m", "--redis-url", "redis://r/"];
+            Line::try_parse_from([&stores[..], &["set", "claims", word]].concat()).map(|line| line.args.command)
+        };
+        assert!(matches!(set("on").unwrap(), FlagCommand::Set { state: true, .. }));
+        assert!(matches!(set("off").unwrap(), FlagCommand::Set { state: false, .. }));
+        assert!(set("maybe").is_err());
+    }
 }
