@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use chrono::TimeDelta;
 use market::{
     clock,
-    db::{chain_view, exposure, idempotency, outbox::Source, queue, session, work},
+    db::{chain_view, exposure, idempotency, outbox::Source, queue, session, statistics, work},
     redis::{lock, projector::Projector},
 };
 use tokio::{task::JoinSet, time::MissedTickBehavior};
@@ -27,6 +27,9 @@ const REDIS_WAIT: Duration = Duration::from_secs(1);
 /// How often what the chain has settled for good is closed.
 const CLOSE_EVERY: Duration = Duration::from_secs(15);
 
+/// How often tables that have grown are looked for.
+const STATISTICS_EVERY: Duration = Duration::from_secs(2);
+
 /// Starts all tasks. They end when the app shuts down.
 pub fn spawn(app: &App) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
@@ -37,6 +40,7 @@ pub fn spawn(app: &App) -> JoinSet<()> {
     tasks.spawn(every(app.clone(), "telling of leaders and features", TELL_EVERY, tell_shared));
     tasks.spawn(follow_cache(app.clone()));
     tasks.spawn(every(app.clone(), "sweeping the queue", CLOSE_EVERY, sweep_queue));
+    tasks.spawn(every(app.clone(), "looking at what has grown", STATISTICS_EVERY, refresh_statistics));
     tasks.spawn(wake_claims(app.clone()));
     let projector = Projector::new(app.parts.pool.clone(), app.parts.redis.clone(), Source::Work);
     tasks.spawn(app.hub.presence().run(app.parts.redis.clone(), app.shutdown.clone()));
@@ -95,6 +99,11 @@ async fn sweep_uploads(app: App) -> anyhow::Result<()> {
 
 async fn sweep_queue(app: App) -> anyhow::Result<()> {
     while queue::sweep(&mut *app.parts.pool.acquire().await?, clock::now()).await? {}
+    Ok(())
+}
+
+async fn refresh_statistics(app: App) -> anyhow::Result<()> {
+    statistics::refresh(&mut *app.parts.pool.acquire().await?).await?;
     Ok(())
 }
 

@@ -151,10 +151,19 @@ begin
     return null;
 end $$;
 
+-- Most changes put nothing back: what is not there to be done is not looked for in all that makes an order open.
 create function queue_follow_work() returns trigger language plpgsql as $$
+declare
+    ids bytea[];
 begin
-    delete from job_queue q using changed c where q.job_id = c.job_id and c.state <> 'queued';
-    perform queue_put(array(select c.job_id from changed c where c.state = 'queued'));
+    ids := array(select c.job_id from changed c where c.state <> 'queued');
+    if ids <> '{}' then
+        delete from job_queue q where q.job_id = any(ids);
+    end if;
+    ids := array(select c.job_id from changed c where c.state = 'queued');
+    if ids <> '{}' then
+        perform queue_put(ids);
+    end if;
     return null;
 end $$;
 

@@ -27,6 +27,7 @@ pub mod registry;
 pub mod secret;
 pub mod session;
 pub mod settlement;
+pub mod statistics;
 pub mod submission;
 pub mod types;
 pub mod verification;

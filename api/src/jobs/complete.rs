@@ -333,10 +333,11 @@ impl Stored {
         let work = work::lock_all(db, &ids).await?;
         let open = order::open_among(db, &ids).await?;
         let others: Vec<B256> = ids.iter().filter(|id| !open.contains_key(*id)).copied().collect();
-        let closed = job_view::by_ids(db, &others).await?;
+        let closed = if others.is_empty() { Vec::new() } else { job_view::by_ids(db, &others).await? };
+        let done: Vec<B256> = ids.iter().filter(|id| is_completed(&work, id)).copied().collect();
         Ok(Self {
+            earlier: if done.is_empty() { HashMap::new() } else { work::completions(db, &done).await? },
             work,
-            earlier: work::completions(db, &ids).await?,
             open,
             closed: closed.into_iter().map(|view| (view.job_id, view.stored_status)).collect(),
             outputs: blob::stored(db, &outputs).await?,
@@ -402,6 +403,10 @@ impl Stored {
         }
         Ok(())
     }
+}
+
+fn is_completed(work: &HashMap<B256, Work>, job_id: &B256) -> bool {
+    work.get(job_id).is_some_and(|work| matches!(work.state, WorkState::Completed { .. }))
 }
 
 /// Whether a completion was made by an identical result.

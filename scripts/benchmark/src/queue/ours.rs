@@ -212,7 +212,10 @@ impl Ours {
             }
         }))
         .await?;
-        Ok(quotient(self.jobs, started.elapsed().as_secs_f64()))
+        let rate = quotient(self.jobs, started.elapsed().as_secs_f64());
+        // As the server does within two seconds, of which a turn has not many.
+        db::statistics::refresh(&mut *self.pool.acquire().await?).await?;
+        Ok(rate)
     }
 
     /// Has all jobs claimed and done, `concurrency` at a time: how many a second.
