@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rand::Rng;
@@ -25,6 +25,9 @@ const ELSEWHERE: &str = "/var/tmp";
 const WHOSE: &str = "directory";
 /// How often another port is tried when the one that was free has been taken meanwhile.
 const ATTEMPTS: usize = 10;
+/// What a server says in whose data directory another still is.
+const OUTLIVED: &str = "pre-existing shared memory block";
+const OUTLIVED_PAUSE: Duration = Duration::from_millis(100);
 /// Names the server that a whole test run shares (`scripts/test` starts it).
 pub const SHARED_URL: &str = "LITTORAL_TEST_POSTGRES_URL";
 
@@ -75,8 +78,8 @@ impl Postgres {
 
     async fn launch(dir: &Path, preferred: Option<u16>, durable: bool) -> anyhow::Result<Self> {
         let cluster = Cluster::open(dir, durable)?;
-        let mut last = None;
-        for _ in 0..ATTEMPTS {
+        let (mut last, mut attempts, begun) = (None, 0, Instant::now());
+        while attempts < ATTEMPTS {
             let chosen = free_port_or(preferred)?;
             let mut process = cluster.launch(chosen, durable)?.spawn()?;
             let pid_file = cluster.data.join("postmaster.pid");
@@ -85,7 +88,13 @@ impl Postgres {
                 Ok(()) => {
                     return Ok(Self { process, url: cluster.url(chosen)?, scratch: None });
                 }
-                Err(error) if process.output().contains("could not bind") => last = Some(error),
+                // The children of a server that was killed outlive it by moments.
+                Err(_) if begun.elapsed() < READY_WITHIN && process.output().contains(OUTLIVED) => {
+                    tokio::time::sleep(OUTLIVED_PAUSE).await;
+                }
+                Err(error) if process.output().contains("could not bind") => {
+                    (last, attempts) = (Some(error), attempts + 1)
+                }
                 Err(error) => return Err(error),
             }
         }
